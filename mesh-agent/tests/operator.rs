@@ -69,6 +69,7 @@ impl Introspect for Idle {
             without_hook: Default::default(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             refused_services: Default::default(),
+            limited: Default::default(),
             occupied_ports: Vec::new(),
             probes: Default::default(),
             drained: Default::default(),

@@ -38,6 +38,7 @@ pub fn admit<T: Tables>(
     if tables.is_marked(Mark::First) {
         let limit = u64::from(openings.max_new_per_source());
         if limit != 0 && tables.count_source(service, packet.key.source, span) > limit {
+            tables.add_one(openings.past_max_new_per_source_counter());
             return Err(DropReason::MaxNewConnectionsPerSource);
         }
     }
@@ -45,6 +46,7 @@ pub fn admit<T: Tables>(
     if tables.is_marked(Mark::First) {
         let limit = u64::from(openings.max_new());
         if limit != 0 && count > limit {
+            tables.add_one(openings.past_max_new_counter());
             return Err(DropReason::MaxNewConnections);
         }
     }
@@ -71,10 +73,12 @@ pub fn admit_past_limit<T: Tables>(tables: &T, service: u32, key: &FlowKey) -> R
     let openings = tables.openings(service).ok_or(DropReason::NoBackend)?;
     let limit = u64::from(openings.max_new_per_source());
     if limit != 0 && tables.count_source(service, key.source, tables.span()) > limit {
+        tables.add_one(openings.past_max_new_per_source_counter());
         return Err(DropReason::MaxNewConnectionsPerSource);
     }
     let limit = u64::from(openings.max_new());
     if limit != 0 && tables.add_one(openings.opened_counter()) >= limit {
+        tables.add_one(openings.past_max_new_counter());
         return Err(DropReason::MaxNewConnections);
     }
     Ok(())

@@ -60,6 +60,10 @@ impl OpeningsEntry {
         forwarded, forwarded_counter,
         /// Counts packets in mid-connection.
         continued, continued_counter,
+        /// Counts first packets past the limit.
+        past_max_new, past_max_new_counter,
+        /// Counts first packets past the limit of one client.
+        past_max_new_per_source, past_max_new_per_source_counter,
     }
 
     /// Begins to count anew.

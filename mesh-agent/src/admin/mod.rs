@@ -15,6 +15,7 @@ mod firewall;
 mod flows;
 pub mod health;
 pub(crate) mod labels;
+mod limits;
 mod monitor;
 mod ports;
 mod relayed;

@@ -8,6 +8,7 @@ use super::{
     firewall::{inexpressible_rules, left_by},
     health::failing_lines,
     labels::ignored_labels,
+    limits::limit_lines,
 };
 use crate::{
     datapath::{Counters, Signals, Traffic, UNANSWERED_LIMIT},
@@ -39,24 +40,9 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
             .chain(inexpressible_rules(view))
             .chain(ignored_labels(view))
             .chain(access_lines(view))
-            .chain(floods(view, counters))
+            .chain(limit_lines(view))
             .collect(),
     }
-}
-
-/// The services that are flooded, a sentence each.
-fn floods(view: &View, counters: &Counters) -> Vec<String> {
-    let services = view.desired.services.iter();
-    let flooded = services.filter(|(key, _)| counters.flooded.contains(key));
-    flooded
-        .map(|(key, service)| {
-            format!(
-                "Service {} ({key}) gets more new connections per second than its flood limit: they have no flow \
-                 entries until they are open.",
-                service.name
-            )
-        })
-        .collect()
 }
 
 /// The rows of a service with frontends on this node.

@@ -9,6 +9,7 @@ use super::{
     firewall::inexpressible_rules,
     health::failing_lines,
     labels::ignored_labels,
+    limits::{limit_lines, limited_services},
     ports::port_lines,
 };
 use crate::{
@@ -84,6 +85,7 @@ pub fn status(view: &View, now: SystemTime) -> Status {
             backends_active: in_state(BackendState::Active),
             backends_draining: in_state(BackendState::Draining),
         },
+        limited: limited_services(view),
         errors: errors(view, now),
     }
 }
@@ -161,6 +163,9 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let health = failing_lines(view)
         .into_iter()
         .map(|line| format!("health: {line}"));
+    let limits = limit_lines(view)
+        .into_iter()
+        .map(|line| format!("limits: {line}"));
     let firewall = inexpressible_rules(view)
         .into_iter()
         .map(|line| format!("firewall: {line}"));
@@ -180,6 +185,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .chain(metrics)
         .chain(ports)
         .chain(health)
+        .chain(limits)
         .chain(firewall)
         .chain(policy)
         .chain(labels)

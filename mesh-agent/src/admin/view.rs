@@ -13,6 +13,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowFilter},
+        limited::LimitedServices,
         mapped::MappedClient,
         monitor::Observations,
     },
@@ -49,6 +50,8 @@ pub struct View {
     pub datapath_errors: Vec<String>,
     /// Services that the kernel refuses, and why: this node does not answer for them.
     pub refused_services: BTreeMap<ServiceKey, String>,
+    /// What the limits of new connections do.
+    pub limited: LimitedServices,
     /// The published ports that something else of this node serves as well.
     pub occupied_ports: Vec<OccupiedPort>,
     /// Which peers' data paths answer this node.
@@ -287,7 +290,6 @@ pub(crate) mod fixture {
             frames_for_others: 19,
             answers_suppressed: 13,
             untracked_packets: 17,
-            flooded: std::collections::BTreeSet::new(),
             unanswered: BTreeMap::new(),
             signals: tcp.map(|key| (*key, signals.clone())).collect(),
             open: BTreeMap::new(),
@@ -331,6 +333,7 @@ pub(crate) mod fixture {
             without_hook: BTreeMap::new(),
             datapath_errors: Vec::new(),
             refused_services: BTreeMap::new(),
+            limited: LimitedServices::new(),
             occupied_ports: Vec::new(),
             probes: probes(started),
             drained: Drained::default(),

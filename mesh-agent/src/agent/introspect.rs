@@ -20,6 +20,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FirstFlows, FlowCursor, FlowFilter},
+        limited::LimitedServices,
         mapped::MappedClient,
         monitor::Observations,
     },
@@ -51,6 +52,7 @@ pub(super) struct Introspection {
     source: watch::Receiver<SourceState>,
     probes: watch::Receiver<ProbeReport>,
     metrics_trouble: watch::Sender<Option<String>>,
+    limited: watch::Sender<LimitedServices>,
 }
 
 impl Introspection {
@@ -73,6 +75,7 @@ impl Introspection {
             without_hook: Default::default(),
             datapath_errors: Vec::new(),
             refused_services: Default::default(),
+            limited: Default::default(),
             occupied_ports: Vec::new(),
             probes: ProbeReport::default(),
             drained: Default::default(),
@@ -93,12 +96,18 @@ impl Introspection {
             source,
             probes,
             metrics_trouble: watch::Sender::new(None),
+            limited: watch::Sender::default(),
         }
     }
 
     /// Where the metrics' server reports why it does not serve.
     pub(super) fn metrics_trouble(&self) -> watch::Sender<Option<String>> {
         self.metrics_trouble.clone()
+    }
+
+    /// Takes over what the limits of new connections do.
+    pub(super) fn set_limited(&self, limited: LimitedServices) {
+        self.limited.send_replace(limited);
     }
 
     /// When the agent was started.
@@ -120,10 +129,12 @@ impl Introspect for Introspection {
         } = self.source.current();
         let metrics_trouble = self.metrics_trouble.current();
         let probes = self.probes.current();
+        let limited = self.limited.current();
         if view.source.confirmed == confirmed
             && view.source.replicas == replicas
             && view.metrics_trouble == metrics_trouble
             && view.probes == probes
+            && view.limited == limited
         {
             return view;
         }
@@ -131,6 +142,7 @@ impl Introspect for Introspection {
         fresh.source.confirmed = confirmed;
         fresh.source.replicas = replicas;
         fresh.probes = probes;
+        fresh.limited = limited;
         fresh.metrics_trouble = metrics_trouble;
         Arc::new(fresh)
     }

@@ -29,6 +29,7 @@ use crate::{
         dump::Dump,
         explain::{Explanation, Question},
         flow_list::{FlowCursor, ListedFlow},
+        limited::LimitedServices,
         mapped::MappedClient,
         monitor::Observations,
     },
@@ -392,6 +393,11 @@ impl Ladder {
             old.maintain()?;
         }
         self.datapath.maintain()
+    }
+
+    /// What the limits of new connections of the data path in use do; see [`Datapath::limited`].
+    pub(super) fn limited(&self) -> LimitedServices {
+        self.datapath.limited()
     }
 
     /// When to retry what was refused.

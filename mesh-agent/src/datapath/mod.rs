@@ -2,7 +2,7 @@
 //! types stay inside `ebpf`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -12,6 +12,7 @@ use self::{
     dump::Dump,
     explain::{Explanation, Question},
     flow_list::{FlowCursor, ListedFlow},
+    limited::LimitedServices,
     mapped::MappedClient,
     monitor::Observations,
 };
@@ -26,6 +27,7 @@ pub mod explain;
 mod failed_change;
 pub mod flow_list;
 pub mod ipvs;
+pub mod limited;
 pub mod mapped;
 pub mod memory;
 pub mod monitor;
@@ -130,6 +132,12 @@ pub trait Datapath: Send {
     fn mapped_clients(&mut self, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
         let _ = of;
         Ok(Vec::new())
+    }
+
+    /// What the limits of new connections do, as of the last [`Self::maintain`]. The default is for a data
+    /// path without such limits.
+    fn limited(&self) -> LimitedServices {
+        LimitedServices::new()
     }
 
     /// The kind as other nodes see it: they send only to nodes that read their packets.
@@ -286,8 +294,6 @@ pub struct Counters {
     pub unknown_flows: u64,
     /// Packets of flooded services that were forwarded without flow entries.
     pub untracked_packets: u64,
-    /// Services that have had more new flows in the last second than their flood limit.
-    pub flooded: BTreeSet<ServiceKey>,
     /// Flows that were opened in mid-connection, for the backend that their tuple leads to.
     #[serde(default)]
     pub flows_adopted: u64,

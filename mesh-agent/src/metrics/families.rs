@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use prometheus::proto::MetricFamily;
 
 use super::{
-    ipv6,
-    samples::{Labels, counter, gauge, gauge_metric, sample, with},
+    ipv6, limits,
+    samples::{Labels, counter, gauge, gauge_metric, sample, service_labels, with},
     signals::SignalFamilies,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         status::seconds_between,
     },
     datapath::{Counters, Traffic},
-    model::{AgentConnection, BackendState, ServiceKey},
+    model::{AgentConnection, BackendState},
 };
 
 /// Every family that has a sample; Prometheus' text format does not allow empty ones.
@@ -32,6 +32,7 @@ pub(super) fn families(
     families.extend(replicas(view));
     families.extend(datapath(view, counters));
     families.extend(ipv6::families(view));
+    families.extend(limits::families(view));
     families.extend(probes(view));
     families.extend(model(view, now));
     families.retain(|family| !family.get_metric().is_empty());
@@ -302,18 +303,6 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
          them in that second than --flood-limit or its label mesh.flood-limit.",
     );
     sample(&mut untracked, Vec::new(), counters.untracked_packets);
-    let mut flooded = gauge(
-        "mesh_service_flooded",
-        "1 while the service gets more new connections per second at this node than its flood limit.",
-    );
-    for (key, service) in &view.desired.services {
-        let is_flooded = counters.flooded.contains(key);
-        sample(
-            &mut flooded,
-            service_labels(*key, &service.name),
-            u64::from(is_flooded),
-        );
-    }
     let mut sent_back = counter(
         "mesh_packets_sent_back_total",
         "Packets of other nodes for backends that this node could not deliver to (mesh_drops_total says why), and \
@@ -410,7 +399,6 @@ fn datapath(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         others,
         suppressed,
         untracked,
-        flooded,
         sent_back,
         moved,
         modes,
@@ -501,12 +489,4 @@ fn model(view: &View, now: SystemTime) -> Vec<MetricFamily> {
         1,
     );
     vec![revision, age, peers, invalid, build]
-}
-
-fn service_labels(key: ServiceKey, name: &str) -> Labels {
-    vec![
-        ("service", name.to_owned()),
-        ("port", key.port.to_string()),
-        ("protocol", key.protocol.to_string()),
-    ]
 }

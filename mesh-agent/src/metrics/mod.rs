@@ -9,6 +9,7 @@ use crate::{admin::Introspect, datapath::DatapathError};
 
 mod families;
 mod ipv6;
+mod limits;
 mod samples;
 pub mod server;
 mod signals;

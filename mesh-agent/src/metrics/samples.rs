@@ -2,7 +2,18 @@
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
+use crate::model::ServiceKey;
+
 pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// The labels of every series about a service.
+pub(super) fn service_labels(key: ServiceKey, name: &str) -> Labels {
+    vec![
+        ("service", name.to_owned()),
+        ("port", key.port.to_string()),
+        ("protocol", key.protocol.to_string()),
+    ]
+}
 
 pub(super) fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
     let mut labels = labels.clone();

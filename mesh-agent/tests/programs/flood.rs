@@ -3,7 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use mesh_agent::{
-    datapath::{Counters, Datapath},
+    datapath::{
+        Counters, Datapath,
+        limited::{Dropped, Limited},
+    },
     model::{Limits, Location, ServiceKey},
 };
 use mesh_agent_testing::{
@@ -35,6 +38,12 @@ fn stranger(number: u32) -> SocketAddrV4 {
 
 fn counters(node: &mut Node) -> Counters {
     node.datapath().counters().expect("counters can be read")
+}
+
+fn limited(node: &mut Node, service: ServiceKey) -> Limited {
+    let datapath = node.datapath();
+    datapath.maintain().expect("the data path can be maintained");
+    datapath.limited().get(&service).copied().unwrap_or_default()
 }
 
 fn dropped(node: &mut Node, reason: &str) -> u64 {
@@ -71,6 +80,8 @@ fn new_flows_past_a_services_limit_are_dropped() {
             }
             let dropped = dropped(node, "max_new_connections") - before;
             assert!((300 - 50 * ONE_MORE_SECOND..=250).contains(&dropped), "{dropped}");
+            // The last service of this port has taken nothing along.
+            assert_eq!(limited(node, service).max_new.total, dropped);
             // And none any more, once the limit is gone.
             node.apply(&open);
             for number in 0..100 {
@@ -89,6 +100,7 @@ fn one_client_is_limited_and_others_are_not() {
     on_a_node(|node| {
         let open = node.serving(Location::Remote(PEER));
         node.apply(&Node::limited(&open, limits(None, Some(20), None)));
+        assert_eq!(limited(node, WEB), Limited::default());
         for port in 0..200 {
             node.xdp(&first(SocketAddrV4::new(*CLIENT.ip(), 10_000 + port), WEB));
             assert_eq!(
@@ -98,6 +110,13 @@ fn one_client_is_limited_and_others_are_not() {
         }
         let dropped = dropped(node, "max_new_connections_per_source");
         assert!((200 - 20 * ONE_MORE_SECOND..=180).contains(&dropped), "{dropped}");
+        let limited = limited(node, WEB);
+        let expected = Dropped {
+            last_minute: dropped,
+            total: dropped,
+        };
+        assert_eq!(limited.max_new_per_source, expected);
+        assert_eq!(limited.max_new, Dropped::default());
         assert!(
             [XDP_DROP, TC_SHOT].contains(&node.xdp(&first(SocketAddrV4::new(*CLIENT.ip(), 9), WEB)).verdict)
         );
@@ -122,8 +141,8 @@ fn a_flooded_local_service_answers_without_entries_and_opens_what_follows() {
             assert_eq!(answer.verdict, TC_REDIRECT, "an answer to {client}");
             assert_eq!(answer.frame[26..30], frontend(WEB).ip().octets());
         }
+        assert!(limited(node, WEB).is_flooded && !limited(node, DNS).is_flooded);
         let flooded = counters(node);
-        assert!(flooded.flooded.contains(&WEB) && !flooded.flooded.contains(&DNS));
         assert!(
             flooded.untracked_packets > 19_000,
             "{}",

@@ -37,7 +37,7 @@ pub const LAYOUTS: [(&str, u32); 48] = [
     ("NEW_CLIENTS", 10),
     ("NEXT_HOPS", 5),
     ("OBSERVATIONS", 9),
-    ("OPENINGS", 9),
+    ("OPENINGS", 11),
     ("OWN_BY_IPV4", 10),
     ("OWN_BY_IPV6", 10),
     ("OWN_DATAGRAMS", 7),

@@ -59,7 +59,7 @@ pub use signals::{ANSWER_TIMES, BackendSignals, Signal, answer_bucket};
 pub use source_rule::{Policy, SourceRule, SourceVerdict, SourceVerdicts};
 
 /// Version of everything in this module; part of the pins' path.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Backends (one per replica and published port) a node can hold.
 pub const MAX_BACKENDS: u32 = 16_384;

@@ -39,6 +39,10 @@ pub struct Openings {
     pub continued: u64,
     /// The last span in which one of the counts was past [`Self::flood_limit`]; 0 for none.
     pub flooded: u64,
+    /// First packets that were dropped past [`Self::max_new`], since the service has its index.
+    pub past_max_new: u64,
+    /// The same past [`Self::max_new_per_source`].
+    pub past_max_new_per_source: u64,
 }
 
 /// Names a client whose new flows are counted.
@@ -69,6 +73,6 @@ pub fn untracked_slot(reply: &FlowKey) -> u32 {
         & (MAX_UNTRACKED - 1)
 }
 
-const _: () = assert!(size_of::<Openings>() == 56);
+const _: () = assert!(size_of::<Openings>() == 72);
 const _: () = assert!(size_of::<SourceKey>() == 8);
 const _: () = assert!(size_of::<SourceOpenings>() == 16);

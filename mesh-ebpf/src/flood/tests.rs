@@ -31,6 +31,8 @@ const UNLIMITED: Openings = Openings {
     forwarded: 0,
     continued: 0,
     flooded: 0,
+    past_max_new: 0,
+    past_max_new_per_source: 0,
 };
 
 fn client(number: u16) -> SocketAddrV4 {
@@ -57,6 +59,14 @@ fn node(replicas: &[Replica], limits: Openings) -> TestTables {
 
 fn two_local(limits: Openings) -> TestTables {
     node(&[Replica::on(1, 1), Replica::on(1, 2)], limits)
+}
+
+/// What the limits of both services have dropped: all clients', and one client's.
+fn past_limits(tables: &TestTables) -> [(u64, u64); 2] {
+    [0, 1].map(|service| {
+        let openings = tables.openings_of(service);
+        (openings.past_max_new, openings.past_max_new_per_source)
+    })
 }
 
 /// Fills the limit of this span, and of the packets in mid-connection.
@@ -290,6 +300,7 @@ fn connections_past_the_limit_are_dropped_and_others_go_on() {
     };
     assert_eq!((0..10).filter(|number| open(*number)).count(), 3);
     assert_eq!(tables.drops(Hook::TcUplink, DropReason::MaxNewConnections), 7);
+    assert_eq!(past_limits(&tables), [(7, 0), (0, 0)]);
     // UDP is another published port.
     delivered(&tables, udp(client(1), at(FRONTEND), b"x"));
     for flags in [ACK, FIN | ACK, SYN] {
@@ -322,6 +333,20 @@ fn one_client_past_its_limit_takes_nothing_from_the_others() {
     assert!(open(8, 1000) && open(9, 1000));
     assert!(!open(9, 1001), "the service's own limit");
     assert_eq!(tables.drops(Hook::TcUplink, DropReason::MaxNewConnections), 1);
+    assert_eq!(past_limits(&tables), [(1, 8), (0, 0)]);
+}
+
+#[test]
+fn limits_count_what_they_drop_in_a_flood_too() {
+    for (max_new, max_new_per_source, expected) in [(3, 0, (1, 0)), (0, 3, (0, 1))] {
+        let tables = two_local(Openings {
+            max_new,
+            max_new_per_source,
+            ..FLOOD
+        });
+        flood(&tables);
+        assert_eq!(past_limits(&tables), [expected; 2]);
+    }
 }
 
 #[test]

@@ -36,6 +36,14 @@ impl TestTables {
         }
         self
     }
+
+    /// A service's limits of new flows, and its counts.
+    pub(crate) fn openings_of(&self, service: u32) -> Openings {
+        let all = self.flood.openings.borrow();
+        // SAFETY: what the entry's users write, they have written.
+        all.get(&service)
+            .map_or_else(Openings::default, |openings| unsafe { *openings.get() })
+    }
 }
 
 impl FloodTables for TestTables {

@@ -41,6 +41,11 @@ fn under_flood(fixture: &Fixture) -> Result<()> {
             routes.contains("flood limit"),
             "routes does not name the flood:\n{routes}"
         );
+        let status = fixture.lab.meshctl(NODE, &["status"])?;
+        ensure!(
+            status.contains("limits: web") && status.contains("flood limit"),
+            "status does not name the flood:\n{status}"
+        );
         Ok(())
     })?;
     let untracked = untracked()? - before;
@@ -83,6 +88,12 @@ fn limits(fixture: &Fixture) -> Result<()> {
                 timed_out >= 10 && dropped >= 10.0,
                 "{timed_out} of 30 requests were not answered, {dropped} packets dropped"
             );
+            Ok(())
+        })?;
+        wait_until("the status to name the limit", LIMIT * patience(), || {
+            let status = fixture.lab.meshctl(NODE, &["status"])?;
+            let named = "past label mesh.max-new-connections-per-source=5";
+            ensure!(status.contains(named), "the limit is not in:\n{status}");
             Ok(())
         })?;
         // It comes in when it sends its SYN again.

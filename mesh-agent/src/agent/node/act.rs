@@ -154,9 +154,14 @@ impl Agent {
 
     /// Maintains the data path; true when mesh0 is to be verified as well.
     fn maintain(&mut self) -> bool {
-        if let Err(error) = self.ladder.lock().maintain() {
+        let (maintained, limited) = {
+            let mut ladder = self.ladder.lock();
+            (ladder.maintain(), ladder.limited())
+        };
+        if let Err(error) = maintained {
             warn!(error = error_chain(&error), "the data path's maintenance failed");
         }
+        self.introspection.set_limited(limited);
         service_manager::watchdog();
         self.maintenances = self.maintenances.wrapping_add(1);
         let due = self.maintenances.is_multiple_of(MESH0_EVERY);
@@ -365,6 +370,8 @@ impl Agent {
             without_hook: self.without_hook.clone(),
             datapath_errors,
             refused_services,
+            // The introspection has them as of the last maintenance.
+            limited: Default::default(),
             occupied_ports: self.parts.occupied_ports.current(),
             probes,
             drained: self.drains.current(),

@@ -190,11 +190,10 @@ impl Maps {
             .map_err(|error| failed(format!("read BREAKERS[{index}]"), error))
     }
 
-    /// Whether a service had more new flows than its flood limit in this span or the one before.
-    pub(super) fn is_flooded(&self, service: u32, span: u64) -> Result<bool, DatapathError> {
-        let openings = self.openings.get(&service, 0);
-        openings
-            .map(|openings| openings.flooded != 0 && span.saturating_sub(openings.flooded) <= 1)
+    /// A service's limits of new flows, and its counts.
+    pub(super) fn openings(&self, service: u32) -> Result<Openings, DatapathError> {
+        self.openings
+            .get(&service, 0)
             .map_err(|error| failed(format!("read OPENINGS[{service}]"), error))
     }
 

@@ -17,6 +17,7 @@ mod flows;
 mod frame;
 mod hooks;
 mod host_macs;
+mod limits;
 mod mapped;
 mod maps;
 mod monitor;
@@ -45,8 +46,15 @@ use tracing::{debug, warn};
 
 pub use self::options::EbpfOptions;
 use self::{
-    attach::Attachments, clock::Clock, flows::FlowSweep, maps::Maps, monitor::Monitor, pins::Wanted,
-    tables::Tables, takeover::Takeover,
+    attach::Attachments,
+    clock::{Clock, present_span},
+    flows::FlowSweep,
+    limits::LimitHistory,
+    maps::Maps,
+    monitor::Monitor,
+    pins::Wanted,
+    tables::Tables,
+    takeover::Takeover,
 };
 use super::{
     ChangeError, Counters, Datapath, DatapathError, InterfaceMode, ReachedRung,
@@ -55,6 +63,7 @@ use super::{
     failed,
     failed_change::culprit,
     flow_list::{FlowCursor, ListedFlow},
+    limited::LimitedServices,
     mapped::MappedClient,
     monitor::Observations,
 };
@@ -80,6 +89,7 @@ pub struct EbpfDatapath {
     attachments: Attachments,
     takeover: Takeover,
     sweep: FlowSweep,
+    limits: LimitHistory,
     config: Config,
     clock: Clock,
     options: EbpfOptions,
@@ -162,6 +172,7 @@ impl EbpfDatapath {
             attachments,
             takeover: Takeover::default(),
             sweep: FlowSweep::default(),
+            limits: LimitHistory::default(),
             config,
             clock,
             options,
@@ -398,6 +409,10 @@ impl Datapath for EbpfDatapath {
         mapped::clients(&self.maps, of)
     }
 
+    fn limited(&self) -> LimitedServices {
+        self.limits.limited().clone()
+    }
+
     fn kind(&self) -> NodeDatapath {
         NodeDatapath::Ebpf
     }
@@ -430,6 +445,8 @@ impl Datapath for EbpfDatapath {
             self.options.flow_capacity,
         )?;
         self.monitor.maintain()?;
+        let openings = self.tables.openings(&self.maps)?;
+        self.limits.note(now, present_span(), &openings);
         self.tables.begin_affinities(&mut self.maps)?;
         if swept {
             self.tables.write_loads(&mut self.maps, self.sweep.active())?;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use mesh_ebpf::abi::{
     MAX_BACKENDS, MAX_FRONTENDS, MAX_MASQUERADES, MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES,
+    Openings,
 };
 
 use super::{CLOSED, Maps, Tables};
 use crate::{
-    datapath::{Counters, DatapathError, MapUsage, Traffic, ebpf::clock::present_span},
-    model::Protocol,
+    datapath::{Counters, DatapathError, MapUsage, Traffic},
+    model::{Protocol, ServiceKey},
 };
 
 impl Tables {
@@ -22,12 +23,8 @@ impl Tables {
         open: &BTreeMap<u32, u64>,
     ) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
-        let span = present_span();
         for (key, service) in self.services.iter().filter(|(key, _)| **key != CLOSED) {
             counters.services.insert(*key, service.retired);
-            if maps.is_flooded(service.index, span)? {
-                counters.flooded.insert(*key);
-            }
         }
         for (key, slot) in &self.backends {
             let traffic = traffic_of(maps, slot.index, active.get(&slot.index).copied().unwrap_or(0))?;
@@ -48,6 +45,17 @@ impl Tables {
             }
         }
         Ok(counters)
+    }
+
+    /// The new flows of each service, and what its limits have dropped.
+    pub(in super::super) fn openings(
+        &self,
+        maps: &Maps,
+    ) -> Result<BTreeMap<ServiceKey, Openings>, DatapathError> {
+        let services = self.services.iter().filter(|(key, _)| **key != CLOSED);
+        services
+            .map(|(key, service)| Ok((*key, maps.openings(service.index)?)))
+            .collect()
     }
 
     /// Entries and capacity of each map whose fill the agent knows; those of the flows are given.

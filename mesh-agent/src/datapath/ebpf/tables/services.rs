@@ -134,6 +134,10 @@ impl Tables {
             return Ok(());
         };
         remove(&mut maps.services, &service.index, "SERVICES")?;
+        // The next service with this index begins at nothing.
+        maps.openings
+            .set(service.index, Openings::default(), 0)
+            .map_err(|error| failed(format!("clear OPENINGS[{}]", service.index), error))?;
         self.stale_ranges.push((service.offset, service.ring.length()));
         self.service_slots.release(service.index);
         self.dirty.remove(&key);
