@@ -14,8 +14,6 @@ pub trait MappedTables: Tables {
     fn own_ipv6(&self, mapped: Be32) -> Option<Ipv6Address>;
     /// What stands for a client's address.
     fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32>;
-    /// The client that one stands for.
-    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient>;
     /// Lets an address stand for a client.
     fn map_client(&self, client: &MappedClient, mapped: Be32);
     /// Whether there were not too many new clients of late; counts one.

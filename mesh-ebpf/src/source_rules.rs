@@ -6,7 +6,10 @@
 //! no rule of that chain, nor any here, is about them.
 
 use crate::{
-    abi::{DropReason, FlowKey, Hook, Origin, Policy, SourceRule, SourceVerdict},
+    abi::{
+        DropReason, FlowKey, Hook, Ipv6Address, Origin, Policy, SourceRule, SourceVerdict, is_mapped_client,
+    },
+    bytes::Be32,
     frame::ReadFrame,
     tables::Tables,
     verdict::Decision,
@@ -42,7 +45,8 @@ pub fn refusal<'a, F: ReadFrame, T: Tables>(
     } else {
         frame.interface()
     };
-    let Some(verdicts) = tables.source_rule(policy, interface, key.source) else {
+    let client = client(tables, key.source);
+    let Some(verdicts) = tables.source_rule(policy, interface, &client) else {
         // Each interface has a rule for all sources. In XDP this can be a port of a bond, of which the agent
         // knows the bond only, as iptables does: tc sees that.
         return Some(match hook {
@@ -58,6 +62,19 @@ pub fn refusal<'a, F: ReadFrame, T: Tables>(
         SourceVerdict::ACCEPT => None,
         SourceVerdict::REJECT => Some(Decision::refuse(DropReason::SourceRejected)),
         _ => Some(Decision::drop(DropReason::SourceDenied)),
+    }
+}
+
+/// The address that the rules are about. A client that was forgotten since its packet was translated, as many
+/// others came, is one that no rule is about.
+#[inline(always)]
+fn client<T: Tables>(tables: &T, source: Be32) -> Ipv6Address {
+    if !is_mapped_client(source) {
+        return Ipv6Address::of_ipv4(source);
+    }
+    match tables.mapped_client(source) {
+        Some(client) => client.address,
+        None => Ipv6Address::default(),
     }
 }
 

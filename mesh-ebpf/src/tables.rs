@@ -6,8 +6,8 @@ pub use crate::flow_entry::FlowEntry;
 use crate::{
     abi::{
         Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DatagramState, DropReason, Event, Flow,
-        FlowKey, FrontendKey, Held, HeldKey, Hook, Keys, NextHop, OwnKey, Policy, Report, Service,
-        SourceVerdicts,
+        FlowKey, FrontendKey, Held, HeldKey, Hook, Ipv6Address, Keys, MappedClient, NextHop, OwnKey, Policy,
+        Report, Service, SourceVerdicts,
     },
     affinity_tables::AffinityTables,
     flood_tables::FloodTables,
@@ -160,12 +160,9 @@ pub trait Tables: FloodTables + AffinityTables + SignalTables {
     /// its networks.
     fn masquerade(&self, interface: u32, client: crate::bytes::Be32) -> Option<crate::bytes::Be32>;
     /// What a policy says of a client: the verdicts of its longest prefix.
-    fn source_rule(
-        &self,
-        policy: Policy,
-        interface: u32,
-        client: crate::bytes::Be32,
-    ) -> Option<SourceVerdicts>;
+    fn source_rule(&self, policy: Policy, interface: u32, client: &Ipv6Address) -> Option<SourceVerdicts>;
+    /// The IPv6 client that an address stands for.
+    fn mapped_client(&self, mapped: crate::bytes::Be32) -> Option<MappedClient>;
     /// Index of the backend with a cluster-wide name.
     fn backend_index(&self, key: &BackendKey) -> Option<u32>;
     /// Index of the peer with an address.

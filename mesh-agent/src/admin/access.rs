@@ -56,20 +56,7 @@ fn lines(view: &View, key: ServiceKey, entry: &ServiceEntry) -> Vec<String> {
         .chain(by_interface)
         .chain(by_node)
         .chain(clients(&name, service))
-        .chain(of_ipv6(view, entry, &name))
         .collect()
-}
-
-/// A rule for which a service is not answered at the IPv6 addresses of a node that serves IPv6.
-fn of_ipv6(view: &View, entry: &ServiceEntry, name: &str) -> Option<String> {
-    let prefix = entry.policy.as_ref()?.ipv6_prefix()?;
-    let serves = !view.desired.own_ipv6.is_empty();
-    serves.then(|| {
-        format!(
-            "{name} is left to Docker's own mesh at IPv6 addresses: this data path cannot tell whether a client is of \
-             {prefix}, which a rule is about"
-        )
-    })
 }
 
 /// The rules of the node's own policy that are about a port, if they keep anyone out.
@@ -138,10 +125,7 @@ mod tests {
     use crate::{
         admin::{routes::routes, view::fixture},
         datapath::Counters,
-        model::{
-            Cluster, Desired, Frontend, Ingress, NodePolicy, SourcePolicy, SourceRules, SourceVerdict,
-            SourceVerdicts,
-        },
+        model::{Cluster, Desired, Frontend, NodePolicy},
     };
 
     const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -191,25 +175,6 @@ mod tests {
             assert!(!row.frontends.contains(&OWN), "{row:?}");
             assert!(!row.reason.contains("mesh.publish-on"), "{row:?}");
         }
-    }
-
-    #[test]
-    fn a_rule_about_ipv6_clients_is_named_where_it_leaves_ipv6_to_docker() {
-        let mut view = with(|_| {}, &[]);
-        let mut desired = Desired::clone(&view.desired);
-        let rules = SourceRules::from([(
-            "2001:db8::/32".parse().unwrap(),
-            SourceVerdicts::both(SourceVerdict::Drop),
-        )]);
-        let web = desired.services.values_mut().find(|entry| entry.id == "web-id");
-        web.unwrap().policy = SourcePolicy::new([(Ingress::Any, rules)]).map(Arc::new);
-        view.desired = Arc::new(desired.clone());
-        let lines = access_lines(&view);
-        let named = |line: &String| line.contains("2001:db8::/32") && line.contains("at IPv6 addresses");
-        assert!(lines.iter().any(named), "{lines:?}");
-        desired.own_ipv6.clear();
-        view.desired = Arc::new(desired);
-        assert_eq!(access_lines(&view), [""; 0], "IPv6 is not served anyway");
     }
 
     #[test]

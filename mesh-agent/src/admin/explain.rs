@@ -47,6 +47,10 @@ pub(super) fn question(
     Ok(Question {
         protocol: query.protocol,
         source: SocketAddrV4::new(source, source_port(query)),
+        ipv6_client: match query.source {
+            IpAddr::V6(client) => Some(client),
+            IpAddr::V4(_) => None,
+        },
         destination,
         ingress,
     })

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use super::flow_list::FlowState;
@@ -15,6 +15,8 @@ pub struct Question {
     pub protocol: Protocol,
     /// Where it comes from.
     pub source: SocketAddrV4,
+    /// The address that the source's stands for, if it is an IPv6 client's.
+    pub ipv6_client: Option<Ipv6Addr>,
     /// Where it goes.
     pub destination: SocketAddrV4,
     /// Where it enters the node.

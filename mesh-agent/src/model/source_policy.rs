@@ -256,13 +256,6 @@ impl SourcePolicy {
         Self { rules }
     }
 
-    /// The first prefix of IPv6 clients, if a rule is about those alone.
-    #[must_use]
-    pub fn ipv6_prefix(&self) -> Option<Prefix> {
-        let mut prefixes = self.entries().map(|(_, prefix, _)| prefix);
-        prefixes.find(|prefix| !prefix.contains(Prefix::IPV4) && !Prefix::IPV4.contains(*prefix))
-    }
-
     /// Whether it tells interfaces apart.
     #[must_use]
     pub fn is_by_interface(&self) -> bool {
@@ -293,7 +286,7 @@ impl SourcePolicy {
     /// Whether an open flow of a client may go on. A flow does not tell by which uplink it came, so it goes
     /// on where the rules of one of them let it.
     #[must_use]
-    pub fn keeps(&self, from_container: bool, client: Ipv4Addr) -> bool {
+    pub fn keeps(&self, from_container: bool, client: IpAddr) -> bool {
         let mut held = self.rules.iter().filter(|(ingress, _)| match ingress {
             Ingress::Any => true,
             Ingress::Uplink(_) => !from_container,
@@ -552,9 +545,9 @@ mod tests {
         ])
         .unwrap();
         assert!(policy.is_by_interface());
-        assert!(!policy.keeps(false, Ipv4Addr::new(10, 1, 0, 1)));
-        assert!(policy.keeps(false, Ipv4Addr::new(10, 2, 0, 1)));
-        assert!(!policy.keeps(true, Ipv4Addr::new(10, 2, 0, 1)));
-        assert!(policy.keeps(true, Ipv4Addr::new(10, 1, 0, 1)));
+        assert!(!policy.keeps(false, IpAddr::from([10, 1, 0, 1])));
+        assert!(policy.keeps(false, IpAddr::from([10, 2, 0, 1])));
+        assert!(!policy.keeps(true, IpAddr::from([10, 2, 0, 1])));
+        assert!(policy.keeps(true, IpAddr::from([10, 1, 0, 1])));
     }
 }

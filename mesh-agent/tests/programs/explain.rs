@@ -176,6 +176,7 @@ fn compare(balance: Balance, has_xdp: bool, seed: u64) -> BTreeMap<Fate, usize> 
         for number in 0..2000 {
             let destination = random.destination();
             let question = Question {
+                ipv6_client: None,
                 protocol: if destination.port() == DNS.port {
                     Protocol::Udp
                 } else {
@@ -274,6 +275,7 @@ fn it_says_by_what_each_decision_is_made() {
         let interface = node.uplink;
         let ask = |node: &mut Node, client: &str, destination: SocketAddrV4| {
             let question = Question {
+                ipv6_client: None,
                 protocol: Protocol::Tcp,
                 source: client.parse().unwrap(),
                 destination,
@@ -328,6 +330,7 @@ fn it_sees_what_containers_and_local_processes_send_where_the_programs_do() {
         let interface = node.container;
         for number in 0..20 {
             let question = Question {
+                ipv6_client: None,
                 protocol: Protocol::Tcp,
                 source: SocketAddrV4::new(CONTAINER, 41_000 + number),
                 destination: frontend(WEB),
@@ -347,6 +350,7 @@ fn it_sees_what_containers_and_local_processes_send_where_the_programs_do() {
             );
 
             let question = Question {
+                ipv6_client: None,
                 source: SocketAddrV4::new(NODE, 42_000 + number),
                 ingress: PacketIngress::Host,
                 ..question
@@ -354,6 +358,7 @@ fn it_sees_what_containers_and_local_processes_send_where_the_programs_do() {
             let explanation = explain(node, &question);
             // As the socket hook redirects it.
             let redirected = Question {
+                ipv6_client: None,
                 destination: SocketAddrV4::new(SERVICE_ADDRESS, WEB.port),
                 ..question
             };

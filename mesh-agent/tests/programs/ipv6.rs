@@ -1,9 +1,15 @@
 //! Packets of IPv6 clients: to a container of this node, which has IPv4 only, and back.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    sync::Arc,
+};
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader};
-use mesh_agent::{datapath::Datapath as _, model::Desired};
+use mesh_agent::{
+    datapath::Datapath as _,
+    model::{Desired, Ingress, SourcePolicy, SourceRules, SourceVerdict, SourceVerdicts},
+};
 use mesh_agent_testing::{
     cluster::{
         OWN_IPV6 as OWN, OWN_MAPPED as MAPPED, WEB, arriving, backend_key, frontend, into_container,
@@ -132,6 +138,32 @@ fn what_opens_no_flow_is_refused_by_ipv6() {
         assert_eq!(output.verdict, TC_REDIRECT, "to mesh0");
         let output = node.tc_mesh0(&output.frame);
         assert!(to_client(&output.frame).rst);
+    });
+}
+
+#[test]
+fn rules_are_about_the_clients_own_address() {
+    on_a_node(|node| {
+        let mut state = serve(node);
+        let syn = from_client(WEB.port, &plain(Ipv4Addr::UNSPECIFIED, SYN));
+        for (denied, verdict) in [
+            ("2001:db8:0:8::/64", TC_REDIRECT),
+            // What stands for the client, and every IPv4 address.
+            ("248.0.0.0/6", TC_REDIRECT),
+            ("0.0.0.0/0", TC_REDIRECT),
+            ("2001:db8:0:9::/64", TC_SHOT),
+            ("::/0", TC_SHOT),
+        ] {
+            let drop = SourceVerdicts::both(SourceVerdict::Drop);
+            let rules = SourceRules::from([(denied.parse().unwrap(), drop)]);
+            let web = state.services.get_mut(&WEB).expect("it is served");
+            web.policy = SourcePolicy::new([(Ingress::Any, rules)]).map(Arc::new);
+            node.apply(&state);
+            node.datapath().maintain().expect("its open flows end");
+            assert_eq!(node.tc_uplink(&syn).verdict, verdict, "{denied}");
+        }
+        let reason = ("tc_uplink".to_owned(), "source_denied".to_owned());
+        assert_eq!(node.drops(), [(reason, 2)].into());
     });
 }
 

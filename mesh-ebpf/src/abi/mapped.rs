@@ -19,6 +19,12 @@ impl Ipv6Address {
         Self([address, zero, zero, zero])
     }
 
+    /// An IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2).
+    #[inline(always)]
+    pub const fn of_ipv4(address: Be32) -> Self {
+        Self([Be32::new(0), Be32::new(0), Be32::new(0xffff), address])
+    }
+
     /// Whether a packet from elsewhere can have it as its source: unicast, and not of one link or one host
     /// only (RFC 4291, 2.4).
     #[inline(always)]

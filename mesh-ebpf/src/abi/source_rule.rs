@@ -55,12 +55,6 @@ impl SourceRule {
     pub const POLICY_BITS: u32 = 96;
     /// Bits of the key of a single client.
     pub const BITS: u32 = Self::POLICY_BITS + 128;
-
-    /// An IPv4 address as an IPv6 one (RFC 4291, 2.5.5.2).
-    #[inline(always)]
-    pub const fn mapped(address: Be32) -> [Be32; 4] {
-        [Be32::new(0), Be32::new(0), Be32::new(0xffff), address]
-    }
 }
 
 /// What happens to a client's packets: one verdict on those that open a flow, and one on those of open flows,

@@ -1,7 +1,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
-use crate::{abi::is_mapped_client, testing::TestTables};
+use crate::{abi::is_mapped_client, tables::Tables as _, testing::TestTables};
 
 fn address(text: &str) -> Ipv6Address {
     text.parse::<Ipv6Addr>().unwrap().into()

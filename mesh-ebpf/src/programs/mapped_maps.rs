@@ -11,7 +11,7 @@ use mesh_ebpf::{
     tables::Tables,
 };
 
-use crate::maps::{KernelTables, is_within};
+use crate::maps::{CLIENTS_BY_IPV4, KernelTables, is_within};
 
 /// What stands for each IPv6 address of this node.
 #[map]
@@ -19,12 +19,9 @@ static OWN_BY_IPV6: HashMap<Ipv6Address, Be32> = HashMap::pinned(MAX_OWN_IPV6, 0
 /// The opposite.
 #[map]
 static OWN_BY_IPV4: HashMap<Be32, Ipv6Address> = HashMap::pinned(MAX_OWN_IPV6, 0);
-/// What stands for each IPv6 client. New ones push out old ones, here and in the next.
+/// What stands for each IPv6 client. New ones push out old ones, here and in the opposite.
 #[map]
 static CLIENTS_BY_IPV6: LruHashMap<Ipv6Address, Be32> = LruHashMap::pinned(MAX_MAPPED_CLIENTS, 0);
-/// The opposite.
-#[map]
-static CLIENTS_BY_IPV4: LruHashMap<Be32, MappedClient> = LruHashMap::pinned(MAX_MAPPED_CLIENTS, 0);
 /// How many new clients each processor has taken, one entry.
 #[map]
 static NEW_CLIENTS: PerCpuArray<Answered> = PerCpuArray::pinned(1, 0);
@@ -46,12 +43,6 @@ impl MappedTables for KernelTables {
     fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
         // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { CLIENTS_BY_IPV6.get(address) }.copied()
-    }
-
-    #[inline(always)]
-    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
-        // SAFETY: the value is copied at once; an update replaces it whole.
-        unsafe { CLIENTS_BY_IPV4.get(mapped) }.copied()
     }
 
     #[inline(always)]

@@ -11,10 +11,11 @@ use mesh_ebpf::{
     abi::{
         Answered, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, CALLED_PROGRAMS, Config,
         DROP_COUNTERS, Datagram, DatagramKey, Dialled, DropReason, EVENT_COUNTERS, Event, Flow, FlowKey,
-        FrontendKey, Held, HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS, MAX_DATAGRAMS,
-        MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MASQUERADES, MAX_OWN, MAX_PEERS, MAX_RING, MAX_SERVICES,
-        MAX_SOURCE_RULES, Masquerade, NextHop, OWN_LIFETIME, OwnKey, PORT_FILTER_ENTRIES, Policy, Report,
-        Service, SourceRule, SourceVerdicts, drop_index, mac_key, port_filter_bit,
+        FrontendKey, Held, HeldKey, Hook, Ipv6Address, Keys, KnownWay, Load, MAX_ANSWERS, MAX_BACKENDS,
+        MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HELD, MAX_HOST_MACS, MAX_MAPPED_CLIENTS, MAX_MASQUERADES, MAX_OWN,
+        MAX_PEERS, MAX_RING, MAX_SERVICES, MAX_SOURCE_RULES, MappedClient, Masquerade, NextHop, OWN_LIFETIME,
+        OwnKey, PORT_FILTER_ENTRIES, Policy, Report, Service, SourceRule, SourceVerdicts, drop_index,
+        mac_key, port_filter_bit,
     },
     bytes::Be32,
     frame::ReadFrame,
@@ -108,6 +109,9 @@ static DATAGRAMS: LruHashMap<DatagramKey, Datagram> = LruHashMap::pinned(MAX_DAT
 /// Fragments that came before the first one of their packet. New ones push out old ones.
 #[map]
 static HELD: LruHashMap<HeldKey, Held> = LruHashMap::pinned(MAX_HELD, 0);
+/// Whom the IPv4 addresses of IPv6 clients stand for.
+#[map]
+pub(crate) static CLIENTS_BY_IPV4: LruHashMap<Be32, MappedClient> = LruHashMap::pinned(MAX_MAPPED_CLIENTS, 0);
 /// Memory for what is too large for the stack, one entry.
 #[map]
 static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
@@ -349,8 +353,14 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn source_rule(&self, policy: Policy, interface: u32, client: Be32) -> Option<SourceVerdicts> {
-        let [first, second, third, fourth] = SourceRule::mapped(client);
+    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
+        // SAFETY: the value is copied at once; an update replaces it whole.
+        unsafe { CLIENTS_BY_IPV4.get(mapped) }.copied()
+    }
+
+    #[inline(always)]
+    fn source_rule(&self, policy: Policy, interface: u32, client: &Ipv6Address) -> Option<SourceVerdicts> {
+        let Ipv6Address([first, second, third, fourth]) = *client;
         let key = SourceKey([
             pair(SourceRule::BITS, u32::from(policy.id())),
             pair(interface, 0),

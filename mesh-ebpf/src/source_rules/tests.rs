@@ -1,19 +1,21 @@
 //! Clients that a service's rules let in, drop or reject, at each hook.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use super::*;
 use crate::{
     abi::SourceVerdicts,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
-    testing::{ACK, Replica, SYN, TestFrame, TestTables, at, decide, tcp, udp},
+    mapped::preferred,
+    testing::{ACK, Replica, SYN, TestFrame, TestTables, at, decide, network, tcp, tcp_v6, udp},
+    to_ipv4::{self, Next},
     verdict::Verdict,
 };
 
 const FRONTEND: &str = "10.0.0.1:9200";
 const STRANGER: &str = "198.51.100.7:40000";
 const DENIED: &str = "192.0.2.7:40000";
-const NETWORK: u32 = 0x00c0_0002;
+const NETWORK: Ipv6Address = Ipv6Address::of_ipv4(Be32::new(0xc000_0200));
 const POLICY: u16 = 3;
 const ACCEPT: SourceVerdicts = SourceVerdicts::new(SourceVerdict::ACCEPT, SourceVerdict::ACCEPT);
 
@@ -28,7 +30,7 @@ fn node(verdicts: SourceVerdicts, by_interface: Option<u32>) -> TestTables {
         service.policy = Policy::new(POLICY, by_interface.is_some());
     }
     let interface = by_interface.unwrap_or(0);
-    for (source, verdicts) in [(NETWORK, verdicts), (0, ACCEPT)] {
+    for (source, verdicts) in [(NETWORK, verdicts), (Ipv6Address::default(), ACCEPT)] {
         tables
             .source_rules
             .insert((u32::from(POLICY), interface, source), verdicts);
@@ -137,4 +139,32 @@ fn rules_by_interface_hold_there_and_xdp_leaves_unknown_interfaces_to_tc() {
     frame = syn(STRANGER);
     decide(&frame, &containers, Hook::TcContainer);
     assert!(containers.flow_count() > 0);
+}
+
+#[test]
+fn an_ipv6_client_is_judged_by_its_own_address() {
+    const OWN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
+    const DENIED: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 7);
+    const OTHER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 3, 0, 0, 0, 7);
+    let drop = SourceVerdicts::new(SourceVerdict::DROP, SourceVerdict::DROP);
+    let mut tables = node(ACCEPT, None).with_ipv6(OWN, Ipv4Addr::new(252, 0, 0, 1));
+    let mut deny = |of: Ipv6Address| {
+        tables
+            .source_rules
+            .insert((u32::from(POLICY), 0, network(&of)), drop)
+    };
+    deny(DENIED.into());
+    // What stands for the other one in the pipeline tells nothing.
+    deny(Ipv6Address::of_ipv4(preferred(&OTHER.into())));
+    let is_kept_out = |client: Ipv6Addr| {
+        let (client, own) = (
+            SocketAddrV6::new(client, 40_000, 0, 0),
+            SocketAddrV6::new(OWN, 9200, 0, 0),
+        );
+        let mut frame = tcp_v6(client, own, SYN);
+        assert_eq!(to_ipv4::run(&mut frame, &tables, Hook::TcUplink), Next::Pipeline);
+        is_dropped(&tables, Hook::TcUplink, &frame)
+    };
+    assert!(is_kept_out(DENIED));
+    assert!(!is_kept_out(OTHER));
 }

@@ -45,6 +45,11 @@ impl TestTables {
         self.mapped.by_ipv4.borrow_mut().remove(&mapped.into());
     }
 
+    /// Whom an address stands for.
+    pub(super) fn client_of(&self, mapped: Be32) -> Option<MappedClient> {
+        self.mapped.by_ipv4.borrow().get(&mapped).copied()
+    }
+
     /// How many IPv6 clients it knows.
     pub(crate) fn mapped_clients(&self) -> usize {
         self.mapped.by_ipv6.borrow().len()
@@ -64,10 +69,6 @@ impl MappedTables for TestTables {
 
     fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
         self.mapped.by_ipv6.borrow().get(address).copied()
-    }
-
-    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
-        self.mapped.by_ipv4.borrow().get(&mapped).copied()
     }
 
     fn map_client(&self, client: &MappedClient, mapped: Be32) {

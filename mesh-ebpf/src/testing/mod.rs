@@ -11,6 +11,7 @@ mod memory;
 mod packets;
 mod packets_v6;
 mod signals;
+mod source_rules;
 mod tables;
 
 pub(crate) use frame::TestFrame;
@@ -19,6 +20,7 @@ pub(crate) use packets::{
     ip_checksum_is_right, reply_to, segment, tcp, udp, view, view_error, view_inner,
 };
 pub(crate) use packets_v6::{at_v6, icmp_v6, tcp_v6, udp_v6, view_error_v6, view_v6};
+pub(crate) use source_rules::network;
 pub(crate) use tables::{
     CLIENT_ROUTE, GENEVE_PORT, INNER_MTU, MESH0, Replica, SERVICE_ADDRESS, TestTables, VNI, node_address,
 };

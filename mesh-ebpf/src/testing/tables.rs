@@ -1,5 +1,4 @@
-//! The tables of a node, in ordinary collections, and the small cluster that the tests live in: nodes
-//! 1 and up at 10.0.0.0/24, each with the others as peers.
+//! The tables of a node, in ordinary collections. Nodes 1 and up at 10.0.0.0/24 have the others as peers.
 
 use core::ptr::NonNull;
 use std::{
@@ -20,8 +19,8 @@ use crate::{
     abi::{
         BACKEND_LOCAL, BACKEND_REMOTE, BREAKER_LIMIT, Backend, BackendCounters, BackendKey, Breaker, Choice,
         Config, Datagram, DatagramKey, DropReason, Event, Flow, FlowKey, FrontendKey, HELD_LENGTH, Held,
-        HeldKey, Hook, Keys, KnownWay, Load, MAX_ANSWERS, NextHop, OwnKey, Policy, Report, Role, Service,
-        SourceVerdicts, drop_index,
+        HeldKey, Hook, Ipv6Address, Keys, KnownWay, Load, MAX_ANSWERS, MappedClient, NextHop, OwnKey, Policy,
+        Report, Role, Service, SourceVerdicts, drop_index,
     },
     bytes::{Be16, Be32},
     frame::{ReadFrame, Route},
@@ -114,8 +113,8 @@ pub(crate) struct TestTables {
     pub(crate) backend_index: BTreeMap<BackendKey, u32>,
     /// What the container on an interface sees instead of clients of a network, by the first 24 bits of that.
     pub(crate) masquerades: BTreeMap<(u32, u32), Be32>,
-    /// Verdicts by policy, interface and source: the first 24 bits of an IPv4 address, or 0 for all others.
-    pub(crate) source_rules: BTreeMap<(u32, u32, u32), SourceVerdicts>,
+    /// By policy, interface and source: a prefix of 120 bits, or `::` for all others.
+    pub(crate) source_rules: BTreeMap<(u32, u32, Ipv6Address), SourceVerdicts>,
     pub(crate) peers: BTreeMap<Be32, u32>,
     pub(crate) next_hops: Vec<NextHop>,
     pub(crate) keys: Keys,
@@ -467,10 +466,12 @@ impl Tables for TestTables {
         self.masquerades.get(&(interface, client.get() >> 8)).copied()
     }
 
-    fn source_rule(&self, policy: Policy, interface: u32, client: Be32) -> Option<SourceVerdicts> {
-        let policy = u32::from(policy.id());
-        let verdicts = |source| self.source_rules.get(&(policy, interface, source));
-        verdicts(client.get() >> 8).or_else(|| verdicts(0)).copied()
+    fn source_rule(&self, policy: Policy, interface: u32, client: &Ipv6Address) -> Option<SourceVerdicts> {
+        self.verdicts(policy, interface, client)
+    }
+
+    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
+        self.client_of(mapped)
     }
 
     fn backend_index(&self, key: &BackendKey) -> Option<u32> {

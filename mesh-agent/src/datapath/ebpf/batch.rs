@@ -5,33 +5,34 @@ use std::{io, mem::MaybeUninit, os::fd::AsFd};
 use aya::maps::{HashMap, IterableMap, MapData};
 use mesh_support::bpf::{Cursor, look_up_batch};
 
-/// Calls `visit` with every entry of a hash map, in batches of up to `batch` (which must exceed the longest
-/// chain of a bucket). Entries that are added or removed meanwhile may be missed or visited twice.
+/// Entries read per system call: more than the longest chain of a bucket.
+const ENTRIES: usize = 4096;
+
+/// Calls `visit` with every entry of a hash map. Entries that are added or removed meanwhile may be missed or
+/// visited twice.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn for_each<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
-    batch: usize,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    let mut buffers = Buffers::new(batch);
+    let mut buffers = Buffers::new(ENTRIES);
     let mut cursor = Cursor::default();
     while !buffers.read(map, &mut cursor, &mut visit)? {}
     Ok(())
 }
 
-/// Calls `visit` with the next entries, up to `batch`; returns whether these are the last.
+/// Calls `visit` with the next entries of a hash map; returns whether these are the last.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn next<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
-    batch: usize,
     cursor: &mut Cursor,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<bool> {
-    Buffers::new(batch).read(map, cursor, &mut visit)
+    Buffers::new(ENTRIES).read(map, cursor, &mut visit)
 }
 
 struct Buffers<K, V> {

@@ -10,7 +10,6 @@ use super::{
         flow_list::{FlowCursor, FlowState, Ingress, ListedFlow},
     },
     batch, failed,
-    flows::BATCH,
     mapped::{self, socket},
     maps::Maps,
     tables::service_key,
@@ -35,7 +34,6 @@ pub(super) fn read(
     let position = &mut cursor.position;
     let ended = batch::next(
         map,
-        BATCH,
         position,
         |key: &FlowKey, FlowRecord { flow, .. }: &FlowRecord| {
             if flow.role == Role::FORWARD

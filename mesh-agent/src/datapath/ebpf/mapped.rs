@@ -14,7 +14,6 @@ use mesh_ebpf::{
 use super::{
     super::{DatapathError, dump::DumpedIpv6, mapped::MappedClient},
     batch, failed,
-    flows::BATCH,
     hooks::interface_name,
     maps::Maps,
     tables::remove,
@@ -96,6 +95,16 @@ pub(super) fn shown(maps: &Maps, address: IpAddr) -> IpAddr {
     known.map_or(address, |known| Ipv6Addr::from(known).into())
 }
 
+/// All IPv6 clients, by the addresses that stand for them.
+pub(super) fn ipv6_clients(maps: &Maps) -> Result<BTreeMap<Be32, Ipv6Addr>, DatapathError> {
+    let mut clients = BTreeMap::new();
+    batch::for_each(&maps.clients_by_ipv4, |mapped, client| {
+        clients.insert(*mapped, client.address.into());
+    })
+    .map_err(|error| failed("read CLIENTS_BY_IPV4", error))?;
+    Ok(clients)
+}
+
 /// The IPv6 clients that the programs have given an address: that with an address, or all.
 pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClient>, DatapathError> {
     let mut interfaces = BTreeMap::new();
@@ -112,7 +121,7 @@ pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClien
         Some(IpAddr::V6(address)) => maps.clients_by_ipv6.get(&address.into(), 0).ok(),
         None => {
             let mut all = Vec::new();
-            batch::for_each(&maps.clients_by_ipv4, BATCH, |mapped, client| {
+            batch::for_each(&maps.clients_by_ipv4, |mapped, client| {
                 all.push(shown(*mapped, client));
             })
             .map_err(|error| failed("read CLIENTS_BY_IPV4", error))?;

@@ -30,9 +30,6 @@ use super::{
     pins::{self, Fate, Wanted},
 };
 
-/// Flows read per system call.
-const BATCH: usize = 4096;
-
 const FLOWS: &str = "FLOWS";
 const HALF_OPEN: &str = "HALF_OPEN";
 /// Without these, an open connection is not known any more.
@@ -286,7 +283,7 @@ fn convert_hash<K: Pod, E: Pod, V: Pod>(
         Existing::Kept => BPF_NOEXIST,
     };
     let mut copied = 0;
-    batch::for_each(&from, BATCH, |key, value| {
+    batch::for_each(&from, |key, value| {
         copied += u64::from(to.insert(key, convert(key, value), flags).is_ok());
     })?;
     Ok(copied)

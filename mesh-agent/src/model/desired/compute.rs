@@ -90,12 +90,7 @@ pub fn desired(cluster: &Cluster, local: &Local, service_address: Ipv4Addr) -> D
                     desired.inexpressible.insert(key, Arc::clone(rule));
                 }
                 if !local.leaving && !is_left && !unreached.contains(id) && access.is_ok() {
-                    let policy = access.iter().find_map(|access| access.policy.as_deref());
-                    // The data path knows IPv6 clients by the addresses that stand for them only.
-                    let leaves_ipv6 = policy.is_some_and(|policy| policy.ipv6_prefix().is_some());
-                    let own = addresses.keys().copied();
-                    let answered = own.filter(|address| !(leaves_ipv6 && mapped::is_own(*address)));
-                    for address in answered.chain([service_address]) {
+                    for address in addresses.keys().copied().chain([service_address]) {
                         desired.frontends.insert(Frontend {
                             address,
                             service: key,

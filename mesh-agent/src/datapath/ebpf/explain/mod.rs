@@ -41,7 +41,7 @@ pub(super) fn explain(
     now: u32,
     question: &Question,
 ) -> Result<Explanation, DatapathError> {
-    let tables = LiveTables::new(programs, maps, kernel_clock())?;
+    let tables = LiveTables::new(programs, maps, kernel_clock(), question.ipv6_client)?;
     let config = Config {
         now,
         ..maps.config()?

@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, OnceCell, RefCell, UnsafeCell},
     collections::BTreeMap,
+    net::Ipv6Addr,
     ptr::NonNull,
 };
 
@@ -14,9 +15,9 @@ use aya::{
 use mesh_ebpf::{
     abi::{
         Affinity, AffinityKey, Backend, BackendKey, Breaker, Config, Datagram, DatagramKey, DropReason,
-        Event, FLOOD_MEMORY, Flow, FlowKey, FlowRecord, FrontendKey, Held, HeldKey, Hook, Keys, Load,
-        Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Report, Service, Signal, SourceKey,
-        SourceOpenings, SourceRule, SourceVerdicts, port_filter_bit, span,
+        Event, FLOOD_MEMORY, Flow, FlowKey, FlowRecord, FrontendKey, Held, HeldKey, Hook, Ipv6Address, Keys,
+        Load, MappedClient, Masquerade, NextHop, OWN_LIFETIME, Openings, OwnKey, Policy, Report, Service,
+        Signal, SourceKey, SourceOpenings, SourceRule, SourceVerdicts, port_filter_bit, span,
     },
     affinity_tables::AffinityTables,
     bytes::Be32,
@@ -47,6 +48,8 @@ pub(super) struct Noted {
 /// The maps, read only.
 pub(super) struct LiveTables<'a> {
     maps: &'a Maps,
+    /// Whom the packet comes from, if it is of IPv6.
+    ipv6_client: Option<Ipv6Addr>,
     rotation: Array<&'a MapData, u64>,
     own_datagrams: HashMap<&'a MapData, OwnKey, u64>,
     source_openings: HashMap<&'a MapData, SourceKey, SourceOpenings>,
@@ -93,10 +96,16 @@ const OPEN: usize = 0;
 const HALF_OPEN: usize = 1;
 
 impl<'a> LiveTables<'a> {
-    /// Of a data path, at a time of the kernel's clock.
-    pub(super) fn new(programs: &'a Ebpf, maps: &'a Maps, clock: u64) -> Result<Self, DatapathError> {
+    /// Of a data path, at a time of the kernel's clock, for a packet of an IPv6 client if one is given.
+    pub(super) fn new(
+        programs: &'a Ebpf,
+        maps: &'a Maps,
+        clock: u64,
+        ipv6_client: Option<Ipv6Addr>,
+    ) -> Result<Self, DatapathError> {
         Ok(Self {
             maps,
+            ipv6_client,
             rotation: map(programs, "ROTATION")?,
             own_datagrams: map(programs, "OWN_DATAGRAMS")?,
             source_openings: map(programs, "SOURCE_OPENINGS")?,
@@ -295,12 +304,21 @@ impl Tables for LiveTables<'_> {
         self.read("MASQUERADES", self.maps.masquerades.get(&key, 0))
     }
 
-    fn source_rule(&self, policy: Policy, interface: u32, client: Be32) -> Option<SourceVerdicts> {
+    fn mapped_client(&self, mapped: Be32) -> Option<MappedClient> {
+        // A client that the node does not know yet gets this address with the packet in question.
+        let asked = self.ipv6_client.map(|address| MappedClient {
+            address: address.into(),
+            ..MappedClient::default()
+        });
+        asked.or_else(|| self.read("CLIENTS_BY_IPV4", self.maps.clients_by_ipv4.get(&mapped, 0)))
+    }
+
+    fn source_rule(&self, policy: Policy, interface: u32, client: &Ipv6Address) -> Option<SourceVerdicts> {
         let rule = SourceRule {
             policy: policy.id().into(),
             interface,
             padding: 0,
-            source: SourceRule::mapped(client),
+            source: client.0,
         };
         let key = Key::new(SourceRule::BITS, rule);
         let verdicts = self.read("SOURCE_RULES", self.maps.source_rules.get(&key, 0));

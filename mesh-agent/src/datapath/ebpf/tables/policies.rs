@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(one.prefix_len(), SourceRule::BITS);
         assert_eq!(
             one.data().source,
-            SourceRule::mapped(std::net::Ipv4Addr::new(192, 0, 2, 7).into())
+            abi::Ipv6Address::of_ipv4(std::net::Ipv4Addr::new(192, 0, 2, 7).into()).0
         );
         let verdicts = SourceVerdicts {
             opening: SourceVerdict::Reject,

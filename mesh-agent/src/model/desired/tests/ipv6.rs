@@ -75,21 +75,14 @@ fn a_service_is_closed_at_ipv6_addresses_at_which_its_label_does_not_publish_it(
 }
 
 #[test]
-fn a_rule_about_ipv6_clients_leaves_ipv6_to_docker_and_no_other_rule_does() {
+fn rules_about_ipv6_clients_hold_at_the_same_addresses_as_all_others() {
     let (mut cluster, local) = with_ipv6();
-    let mapped = mapped::own(&local.ipv6_addresses)[&ADDRESS];
-    let mut is_answered = |deny: &[&str]| {
-        let service = cluster.services.get_mut("s1").unwrap();
-        service.clients.deny = deny.iter().map(|prefix| prefix.parse().unwrap()).collect();
-        let found = desired(&cluster, &local, SERVICE_ADDRESS);
-        assert!(
-            answered(&found).contains(&Ipv4Addr::new(192, 168, 0, 1)),
-            "{deny:?}"
-        );
-        answered(&found).contains(&mapped)
-    };
-    assert!(is_answered(&[]));
-    assert!(is_answered(&["192.0.2.0/24"]));
-    assert!(is_answered(&["::/0"]));
-    assert!(!is_answered(&["192.0.2.0/24", "2001:db8::/32"]));
+    let denied = ["192.0.2.0/24", "2001:db8:9::/48"].map(|prefix| prefix.parse().unwrap());
+    cluster.services.get_mut("s1").unwrap().clients.deny = denied.into();
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(answered(&found).contains(&found.own_ipv6[&ADDRESS]));
+    let policy = found.services[&WEB].policy.as_ref().unwrap();
+    let verdict = |client: &str| policy.verdicts(Ingress::Any, client.parse().unwrap()).opening;
+    assert_eq!(verdict("2001:db8:9::7"), SourceVerdict::Drop);
+    assert_eq!(verdict("2001:db8:8::7"), SourceVerdict::Accept);
 }
