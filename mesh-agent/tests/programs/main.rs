@@ -9,6 +9,7 @@ mod balance;
 mod crash;
 mod delivery;
 mod explain;
+mod fixtures;
 mod flood;
 mod flows;
 mod forwarding;
