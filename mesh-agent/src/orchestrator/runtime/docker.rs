@@ -18,8 +18,8 @@ use tracing::debug;
 mod http;
 
 use super::{
-    ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, LogQuery, LogStream,
-    Pulled, RegistryCredential, Runtime, RuntimeError, Wanted, create, facts, label, logs,
+    ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, ListedContainer, LogQuery,
+    LogStream, Pulled, RegistryCredential, Runtime, RuntimeError, Wanted, create, facts, label, logs,
 };
 use crate::docker::{Connection, Docker, DockerError, shortened};
 
@@ -113,7 +113,7 @@ impl Runtime for DockerRuntime {
         Ok(facts::engine(self.check(info, "describe", "itself")?))
     }
 
-    async fn containers(&self, node: &NodeId) -> Result<Vec<ContainerFacts>, RuntimeError> {
+    async fn containers(&self, node: &NodeId) -> Result<Vec<ListedContainer>, RuntimeError> {
         let connection = self.connection().await?;
         let options = ListContainersOptionsBuilder::new()
             .all(true)
@@ -121,11 +121,7 @@ impl Runtime for DockerRuntime {
             .build();
         let listed = connection.bollard.list_containers(Some(options)).await;
         let listed = self.check(listed, "list", "containers")?;
-        let mut containers = Vec::with_capacity(listed.len());
-        for id in listed.into_iter().filter_map(|container| container.id) {
-            containers.extend(self.container(&id).await?);
-        }
-        Ok(containers)
+        Ok(listed.into_iter().filter_map(facts::listed).collect())
     }
 
     async fn container(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError> {

@@ -3,15 +3,15 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, HealthStatusEnum, NetworkSettings,
-    SystemInfo,
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary, HealthStatusEnum,
+    NetworkSettings, SystemInfo,
 };
 use mesh_orchestrator::{
     objects::TaskId,
     spec::{Platform, Resources},
 };
 
-use super::{ContainerFacts, EngineDescription, Health, Phase, label};
+use super::{ContainerFacts, EngineDescription, Health, ListedContainer, Phase, label};
 
 /// The default of the engine and of Swarm.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -52,6 +52,16 @@ pub(super) fn container(inspected: &ContainerInspectResponse) -> Option<Containe
             .filter(given)
             .map_or_else(|| STOP_SIGNAL.to_owned(), Clone::clone),
         stop_grace: grace.map_or(STOP_GRACE, Duration::from_secs),
+    })
+}
+
+/// `None` if the container is not the orchestrator's.
+pub(super) fn listed(container: ContainerSummary) -> Option<ListedContainer> {
+    let labels = container.labels?;
+    Some(ListedContainer {
+        id: container.id?,
+        task: TaskId::from(labels.get(label::TASK)?.as_str()),
+        address: labels.get(label::ADDRESS).and_then(|text| text.parse().ok()),
     })
 }
 

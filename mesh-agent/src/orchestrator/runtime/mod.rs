@@ -83,6 +83,17 @@ pub struct MountedFile {
     pub target: String,
 }
 
+/// One of the orchestrator's containers as the engine lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedContainer {
+    /// The engine's id.
+    pub id: ContainerId,
+    /// The task it runs.
+    pub task: TaskId,
+    /// The address by which the mesh identifies it.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// One of the orchestrator's containers as the engine describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerFacts {
@@ -177,11 +188,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// [`RuntimeError::Unavailable`].
     async fn describe(&self) -> Result<EngineDescription, RuntimeError>;
 
-    /// All containers that a node created, including stopped ones.
+    /// All containers that a node created, including stopped ones. A container that the engine cannot describe
+    /// at the moment is listed all the same.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].
-    async fn containers(&self, node: &NodeId) -> Result<Vec<ContainerFacts>, RuntimeError>;
+    async fn containers(&self, node: &NodeId) -> Result<Vec<ListedContainer>, RuntimeError>;
 
     /// One of them, by id; `None` if it is gone.
     ///

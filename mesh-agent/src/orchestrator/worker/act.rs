@@ -114,7 +114,8 @@ impl Worker {
             .containers
             .values()
             .filter(|facts| !history.contains(&facts.task));
-        let taken = live.filter_map(|facts| facts.address);
+        let unknown = self.inspections.all_unknown().filter_map(|listed| listed.address);
+        let taken = live.filter_map(|facts| facts.address).chain(unknown);
         self.options
             .block
             .free(&taken.chain(chosen).collect(), self.last_address)

@@ -1,5 +1,5 @@
 //! Runs this node's tasks: brings the engine's containers to the desired state in the store, and reports
-//! their state. `machine` and `agent` make every decision.
+//! their state. `machine` and `agent` make every decision. What the engine takes long for runs beside the loop.
 //!
 //! Invariants: nothing is reported while the engine does not answer; a container that this node did not
 //! create is never touched.
@@ -9,14 +9,23 @@ mod addresses;
 mod agent;
 mod connections;
 mod files;
+mod inspections;
 mod machine;
 mod prepare;
 mod prepare_agent;
 mod probe;
 mod step;
 mod task_memory;
+#[cfg(test)]
+mod tests;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use mesh_orchestrator::{
@@ -37,6 +46,7 @@ pub(crate) use self::addresses::AddressBlock;
 pub(super) use self::prepare::credential;
 use self::{
     files::TaskFiles,
+    inspections::{Inspected, Inspections},
     machine::Work,
     prepare::{Preparation, WorkError},
     task_memory::TaskMemory,
@@ -87,6 +97,7 @@ pub(crate) struct Worker {
     /// Containers by task, as the engine last reported them.
     containers: BTreeMap<TaskId, ContainerFacts>,
     works: JoinSet<Done>,
+    inspections: Inspections,
     probe_results: (mpsc::Sender<ProbeResult>, mpsc::Receiver<ProbeResult>),
     last_address: Option<Ipv4Addr>,
 }
@@ -111,6 +122,7 @@ impl Worker {
             memories: BTreeMap::new(),
             containers: BTreeMap::new(),
             works: JoinSet::new(),
+            inspections: Inspections::default(),
             probe_results: mpsc::channel(PROBE_RESULTS),
             last_address: None,
         }
@@ -176,9 +188,10 @@ impl Worker {
                 Ok(()) = self.options.found.changed() => {}
                 Ok(()) = self.options.proven.changed() => {}
                 event = events.next() => match event {
-                    Some(id) => self.refresh(&id).await?,
+                    Some(id) => self.inspections.begin(&runtime, id),
                     None => return Err(RuntimeError::Gone("event stream".to_owned())),
                 },
+                Some(inspected) = self.inspections.next(&runtime) => self.inspected(inspected),
                 Some(done) = self.works.join_next() => if let Ok(done) = done {
                     self.done(done).await?;
                 },
@@ -196,20 +209,26 @@ impl Worker {
     }
 
     async fn relist(&mut self) -> Result<(), RuntimeError> {
-        let containers = self.options.runtime.containers(&self.options.node).await?;
-        self.containers = containers
-            .into_iter()
-            .map(|facts| (facts.task.clone(), facts))
-            .collect();
+        let runtime = Arc::clone(&self.options.runtime);
+        let listed = runtime.containers(&self.options.node).await?;
+        let ids: BTreeSet<&str> = listed.iter().map(|listed| listed.id.as_str()).collect();
+        self.containers.retain(|_, facts| ids.contains(facts.id.as_str()));
+        for id in ids {
+            self.inspections.begin(&runtime, id.to_owned());
+        }
+        self.inspections.list(listed, &self.containers);
         Ok(())
     }
 
-    async fn refresh(&mut self, id: &str) -> Result<(), RuntimeError> {
-        match self.options.runtime.container(id).await? {
-            Some(facts) => drop(self.containers.insert(facts.task.clone(), facts)),
-            None => self.containers.retain(|_, facts| facts.id != id),
+    /// One that the engine does not describe stays as it was: the list and the events show whether the engine
+    /// answers at all.
+    fn inspected(&mut self, inspected: Inspected) {
+        let Inspected { id, result } = inspected;
+        match result {
+            Ok(Some(facts)) => drop(self.containers.insert(facts.task.clone(), facts)),
+            Ok(None) => self.containers.retain(|_, facts| facts.id != id),
+            Err(_) => {}
         }
-        Ok(())
     }
 
     async fn done(&mut self, done: Done) -> Result<(), RuntimeError> {
@@ -226,6 +245,11 @@ impl Worker {
                 if let Some(memory) = self.memories.get_mut(&task) {
                     memory.programs = programs;
                     memory.warning = memory.warning.take().or(warning);
+                }
+                self.inspections.is_known(&task);
+                let before = self.containers.get(&task);
+                for facts in before.into_iter().chain(&container) {
+                    self.inspections.outdate(&facts.id);
                 }
                 match container {
                     Some(facts) => drop(self.containers.insert(task, facts)),
@@ -249,7 +273,9 @@ impl Worker {
         }
         // A failed request may still have created or ended a container.
         self.relist().await?;
-        let has_container = self.containers.contains_key(&task) && !self.is_agent(&task);
+        let has_container = (self.containers.contains_key(&task)
+            || self.inspections.unknown(&task).is_some())
+            && !self.is_agent(&task);
         if work == Work::Prepare && has_container {
             self.memories.entry(task).or_default().refused = None;
         }

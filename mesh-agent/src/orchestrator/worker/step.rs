@@ -49,10 +49,11 @@ impl Worker {
         let known: BTreeSet<TaskId> = assigned.iter().map(|assigned| assigned.task.id.clone()).collect();
         let mut wake: Option<Timestamp> = None;
         for assigned in assigned {
-            if assigned.task.status.state < TaskState::Assigned {
+            let id = assigned.task.id.clone();
+            // A container that nothing is known of may be the task's own, running.
+            if assigned.task.status.state < TaskState::Assigned || self.inspections.unknown(&id).is_some() {
                 continue;
             }
-            let id = assigned.task.id.clone();
             // Taken out of the map, so that `self` can be borrowed meanwhile.
             let mut memory = self.memories.remove(&id).unwrap_or_default();
             let until = match assigned.task.spec.runtime {
