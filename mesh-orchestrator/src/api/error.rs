@@ -200,6 +200,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::Revision(error) => error.into(),
             ChangeError::Backup(error) => error.into(),
             ChangeError::Name(error) => error.into(),
+            ChangeError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
             ChangeError::Contended { .. } => Self::conflict(message).retry_after(1),
             ChangeError::Behind { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(1),
             ChangeError::Restoring | ChangeError::NotLeader => {

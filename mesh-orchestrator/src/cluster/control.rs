@@ -12,15 +12,16 @@ use tokio::sync::broadcast::{
 };
 
 use super::{
-    ChangeError, Cluster, Registration, draft,
+    ChangeError, Cluster, Registration,
+    draft::{self, Drafted},
     liveness::Liveness,
     mirror::{Mirror, Update},
-    stored::Name,
+    stored::{self, Name},
 };
 use crate::{
     commands,
     loops::Controller,
-    objects::{NodeId, ObjectChange, Refused, State, Timestamp},
+    objects::{NodeId, ObjectChange, Refused, State, TaskId, Timestamp},
     store::{Revision, membership::Leadership},
 };
 
@@ -35,6 +36,9 @@ pub(super) struct Control {
     updates: broadcast::Receiver<Arc<Update>>,
     /// Objects that may differ from the mirror.
     touched: BTreeSet<Name>,
+    /// Services and nodes with an object that the store does not accept. Decisions about them are made and not
+    /// stored, so that they hold up nothing else, until someone changes them.
+    aside: BTreeSet<Name>,
     /// Whether all objects may differ.
     is_stale: bool,
     liveness: Liveness,
@@ -60,6 +64,7 @@ impl Control {
             synced: mirror.revision(),
             updates: cluster.inner.updates.subscribe(),
             touched: BTreeSet::new(),
+            aside: BTreeSet::new(),
             is_stale: false,
             liveness,
         }
@@ -82,6 +87,10 @@ impl Control {
             }
         }
         let touched = std::mem::take(&mut self.touched);
+        // What was decided in the meantime is not in the store.
+        let before = self.aside.len();
+        self.aside.retain(|name| !touched.contains(name));
+        is_stale |= self.aside.len() < before;
         if !is_stale {
             if touched.iter().any(|name| matches!(name, Name::Registration(_))) {
                 self.registrations = mirror.registrations().clone();
@@ -118,6 +127,7 @@ impl Control {
 
     async fn decide_and_store(&mut self, leadership: &Leadership) -> Result<Option<Timestamp>, ChangeError> {
         let now = self.cluster.clock().now();
+        let held = self.held();
         let mut changes = Vec::new();
         let found = self
             .liveness
@@ -136,20 +146,72 @@ impl Control {
             .into_iter()
             .flatten()
             .min();
-        if changes.is_empty() {
+        let drafted = self.draft(&mut changes, &held);
+        // Also if this failed: what is not stored is undone.
+        self.touched.extend(changes.iter().map(name));
+        let drafted = drafted?;
+        if drafted.batches.is_empty() {
             return Ok(wake_at);
         }
-        self.touched.extend(changes.iter().map(name));
-        let drafted = {
-            let author = self.cluster.author("orchestrator", "rollback");
-            let mirror = self.cluster.mirror();
-            draft::draft_since(&mirror, &author, &changes, self.synced)?
-        };
         let (revision, committed) = self.cluster.commit(&drafted.batches, Some(leadership)).await;
         // Until the mirror has all of it, a loop would not see its own changes and repeat them with new
         // tasks.
         self.cluster.wait_for(revision).await;
         committed.map(|()| wake_at)
+    }
+
+    /// The tasks of services that are set aside. Some may not be in the store.
+    fn held(&self) -> BTreeSet<TaskId> {
+        let tasks = self.controller.state().tasks().values();
+        match self.aside.is_empty() {
+            true => BTreeSet::new(),
+            false => tasks
+                .filter(|task| self.aside.contains(&Name::Service(task.service.clone())))
+                .map(|task| task.id.clone())
+                .collect(),
+        }
+    }
+
+    /// Drafts changes, and removes those from the list whose subject is or has to be set aside.
+    fn draft(
+        &mut self,
+        changes: &mut Vec<ObjectChange>,
+        held: &BTreeSet<TaskId>,
+    ) -> Result<Drafted, ChangeError> {
+        let author = self.cluster.author("orchestrator", "rollback");
+        loop {
+            let mirror = self.cluster.mirror();
+            // A task that the loops have just removed is in the mirror.
+            let subject = |change: &ObjectChange| subject(&[self.controller.state(), mirror.state()], change);
+            changes.retain(|change| match subject(change) {
+                Name::Task(id) => !held.contains(&id),
+                name => !self.aside.contains(&name),
+            });
+            let error = match draft::draft_since(&mirror, &author, changes, self.synced) {
+                Err(error @ ChangeError::TooLarge { .. }) => error,
+                drafted => return drafted,
+            };
+            let ChangeError::TooLarge { key, .. } = &error else {
+                return Err(error);
+            };
+            let too_large = stored::name(key);
+            let found = changes.iter().find(|change| name(change) == too_large);
+            let found = found.map(subject).filter(|name| !matches!(name, Name::Task(_)));
+            drop(mirror);
+            let Some(aside) = found else {
+                return Err(error);
+            };
+            let service = match &aside {
+                Name::Service(id) => self.controller.state().service(id),
+                _ => None,
+            };
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                service = service.map(|service| service.spec.name.as_str()),
+                "the store does not accept an object: it is left as it is until someone changes or removes it"
+            );
+            self.aside.insert(aside);
+        }
     }
 
     /// Runs the loops on a blocking thread: tens of thousands of tasks take seconds.
@@ -226,6 +288,21 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
     }
     gone.append(&mut put);
     gone
+}
+
+/// What is set aside if the store does not accept a change: a task's whole service. Of a task that is in
+/// none of the states the service is not known.
+fn subject(states: &[&State], change: &ObjectChange) -> Name {
+    match change {
+        ObjectChange::CreateTask(task) | ObjectChange::PutTask(task) => Name::Service(task.service.clone()),
+        _ => match name(change) {
+            Name::Task(id) => match states.iter().find_map(|state| state.tasks().get(&id)) {
+                Some(task) => Name::Service(task.service.clone()),
+                None => Name::Task(id),
+            },
+            other => other,
+        },
+    }
 }
 
 /// The object that a change affects.

@@ -26,6 +26,10 @@ const MAX_KEYS: usize = MAX_OPERATIONS - 16;
 /// Bytes of one transaction, less the same reserve.
 const MAX_BYTES: usize = MAX_TRANSACTION_BYTES - 4096;
 
+/// What a new specification or task leaves free of that: later changes of the same object, such as a report with
+/// its message, must fit as well.
+const RESERVE: usize = 32 * 1024;
+
 /// What a batch expects of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
@@ -174,9 +178,9 @@ impl Draft<'_> {
                 if self.task(&task.id).is_some() {
                     return Err(Refused::TaskExists(task.id.clone()).into());
                 }
-                self.put_task((**task).clone())?;
+                self.put_task((**task).clone(), RESERVE)?;
             }
-            ObjectChange::PutTask(task) => self.put_task((**task).clone())?,
+            ObjectChange::PutTask(task) => self.put_task((**task).clone(), 0)?,
             ObjectChange::Assign { task, node, at } => {
                 self.change_task(task, |task| task.assign(node, *at))?;
             }
@@ -213,11 +217,11 @@ impl Draft<'_> {
             .cloned()
             .ok_or_else(|| Refused::UnknownTask(id.clone()))?;
         change(&mut task)?;
-        self.put_task(task)
+        self.put_task(task, 0)
     }
 
-    fn put_task(&mut self, task: Task) -> Result<(), ChangeError> {
-        self.put(stored::task(&task.id)?, &task)?;
+    fn put_task(&mut self, task: Task, reserve: usize) -> Result<(), ChangeError> {
+        self.put_leaving(stored::task(&task.id)?, &task, reserve)?;
         self.tasks.insert(task.id.clone(), Some(task));
         Ok(())
     }
@@ -278,6 +282,14 @@ impl Draft<'_> {
             self.take(before);
             self.flush();
         }
+        let bytes = staged
+            .transaction
+            .writes()
+            .find_map(|(written, write)| match write {
+                Write::Put(value) if *written == key => Some(value.len()),
+                Write::Put(_) | Write::Delete => None,
+            });
+        fits(&key, bytes.unwrap_or_default(), RESERVE)?;
         self.reserve(staged.transaction.bytes());
         self.expect(key)?;
         self.take(staged.transaction);
@@ -309,7 +321,13 @@ impl Draft<'_> {
     }
 
     fn put<T: Serialize>(&mut self, key: Key, object: &T) -> Result<(), ChangeError> {
+        self.put_leaving(key, object, 0)
+    }
+
+    /// Writes an object that must leave some bytes of the largest size free.
+    fn put_leaving<T: Serialize>(&mut self, key: Key, object: &T, reserve: usize) -> Result<(), ChangeError> {
         let value = stored::encode(&key, object, self.mirror.later(&key))?;
+        fits(&key, value.len(), reserve)?;
         self.reserve(key.as_str().len() + value.len());
         self.expect(key.clone())?;
         self.write(key, Write::Put(value));
@@ -390,4 +408,15 @@ impl Draft<'_> {
         }
         self.revised.clear();
     }
+}
+
+/// Checks that an object fits into a transaction.
+fn fits(key: &Key, bytes: usize, reserve: usize) -> Result<(), ChangeError> {
+    // Batches leave as much for the keys.
+    let limit = MAX_BYTES - 1024 - reserve;
+    if bytes + 2 * key.as_str().len() <= limit {
+        return Ok(());
+    }
+    let key = key.clone();
+    Err(ChangeError::TooLarge { key, bytes, limit })
 }

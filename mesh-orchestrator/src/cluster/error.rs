@@ -73,6 +73,16 @@ pub enum ChangeError {
     /// An identifier cannot be part of a key.
     #[error("an identifier is not allowed")]
     Name(#[from] InvalidKey),
+    /// An object is larger than a store accepts.
+    #[error("{key} would take {bytes} bytes, and the store accepts {limit}; shorten the specification")]
+    TooLarge {
+        /// Its key.
+        key: Key,
+        /// Its size.
+        bytes: usize,
+        /// How large it may be.
+        limit: usize,
+    },
     /// An object cannot be written.
     #[error("one of the objects cannot be stored")]
     Unwritable(#[from] Unreadable),

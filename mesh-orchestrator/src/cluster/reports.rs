@@ -18,6 +18,9 @@ use crate::{
 /// How many tasks' reports go into one transaction.
 const TOGETHER: usize = 64;
 
+/// The longest text of a report; the rest is cut off.
+const MAX_TEXT: usize = 4096;
+
 /// The pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -33,7 +36,11 @@ impl Reports {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, task: TaskId, status: TaskStatus) {
+    fn add(&self, task: TaskId, mut status: TaskStatus) {
+        shorten(&mut status.message);
+        if let Some(error) = &mut status.error {
+            shorten(error);
+        }
         let mut waiting = self.waiting();
         let statuses = waiting.entry(task).or_default();
         match statuses.back_mut() {
@@ -108,6 +115,15 @@ impl Cluster {
                     together = (together / 2).max(1);
                     self.catch_up(&key, found).await;
                 }
+                Err(ChangeError::TooLarge { key, .. }) if next.len() == 1 => {
+                    tracing::error!(
+                        %key,
+                        "the task cannot be stored any more, so that its reports are dropped; remove its service"
+                    );
+                    reports.done(&next);
+                    together = TOGETHER;
+                }
+                Err(ChangeError::TooLarge { .. }) => together = (together / 2).max(1),
                 Err(error) => {
                     // `note` has logged that the store is unavailable.
                     if !error.is_unavailable() && !matches!(error, ChangeError::Restoring) {
@@ -156,6 +172,13 @@ fn new_statuses(state: &State, id: &TaskId, statuses: &VecDeque<TaskStatus>) -> 
         }
     }
     changes
+}
+
+fn shorten(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push_str(" ...");
+    }
 }
 
 /// Whether two statuses are equal but for their time.

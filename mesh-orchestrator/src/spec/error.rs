@@ -1,7 +1,8 @@
 //! Why a specification is refused: each error names the field, the value and what is allowed.
 
-/// Largest specification, in bytes of JSON.
-pub const MAX_SPEC_BYTES: usize = 1 << 20;
+/// Largest specification, in bytes of JSON. A stored service has its previous one, too, and must fit into a
+/// transaction of 1.5 MB.
+pub const MAX_SPEC_BYTES: usize = 700_000;
 
 /// Why a specification is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_mebibyte_is_refused_without_parsing() {
+    fn too_large_a_specification_is_refused_without_parsing() {
         let error = ServiceSpec::from_json(&vec![b' '; MAX_SPEC_BYTES + 1]).unwrap_err();
         assert_eq!(
             error,

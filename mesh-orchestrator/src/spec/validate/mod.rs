@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use self::{agent::check_agent, labels::check_labels, task::check_task};
 use super::{
-    FailureAction, PublishMode, ServiceMode, ServiceSpec, SpecError, UpdateConfig,
+    FailureAction, MAX_SPEC_BYTES, PublishMode, ServiceMode, ServiceSpec, SpecError, UpdateConfig,
     name::{check_name, normalise_image},
 };
 
@@ -44,6 +44,11 @@ impl ServiceSpec {
                     "the name of another service, listed only once",
                 ));
             }
+        }
+        // With defaults and other escapes it may be larger than what was received.
+        let size = serde_json::to_vec(&self).map_or(0, |json| json.len());
+        if size > MAX_SPEC_BYTES {
+            return Err(SpecError::TooLarge { size });
         }
         Ok(self)
     }

@@ -1,9 +1,14 @@
 //! Services from creation to removal, with users, the leader and agents on handles of their own.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use mesh_orchestrator::{
+    cluster::ChangeError,
     commands,
-    objects::{NodeRole, ServiceId, State, TaskState, TaskStatus},
+    objects::{NodeRole, ServiceId, Slot, State, Task, TaskState, TaskStatus},
+    spec::{ServiceSpec, TaskSpec},
+    store::{Key, Transaction},
 };
 use mesh_orchestrator_testing::{
     agent::Machine,
@@ -25,6 +30,7 @@ pub(super) fn stories() -> Vec<Story> {
             contended,
         ),
         ("reports_only_go_forward", forward),
+        ("an_object_that_is_too_large_holds_up_no_other", too_large),
         ("a_thousand_tasks_need_many_transactions", many),
     ]
 }
@@ -69,6 +75,93 @@ fn life(lab: &Lab) -> Result<()> {
         );
         Ok(())
     })
+}
+
+fn too_large(lab: &Lab) -> Result<()> {
+    run(async {
+        let user = lab.open().await?;
+        let one = Machine::start(lab, "one", NodeRole::Manager).await?;
+        user.until_ready(1).await?;
+        let large = user.create(service("large", 0)?).await?;
+        // As an earlier release stored it: it fits, and nothing can be added to it.
+        let task = |spec| Task {
+            id: "large-task".into(),
+            service: large.clone(),
+            service_name: "large".into(),
+            slot: Slot::Number(1),
+            spec: Arc::new(spec),
+            spec_version: 1,
+            host_ports: Vec::new(),
+            node: None,
+            desired: TaskState::Running,
+            status: TaskStatus::new(TaskState::Pending, user.cluster.clock().now(), ""),
+            created_at: user.cluster.clock().now(),
+            started_at: None,
+            finished_at: None,
+            not_before: None,
+            restarts: Vec::new(),
+            failures: 0,
+            update_began: None,
+            given_up: false,
+        };
+        let rest = serde_json::to_vec(&task(with_environment("")?))?.len();
+        let stored = serde_json::to_vec(&task(with_environment(&"x".repeat(1_494_800 - rest))?))?;
+        let key: Key = "/tasks/large-task".parse()?;
+        user.cluster
+            .store()
+            .commit(Transaction::new().put(key.clone(), stored))
+            .await?;
+        user.until("it has been read", |state| {
+            state.tasks().contains_key("large-task")
+        })
+        .await?;
+        user.scale(&large, 1).await?;
+        let web = user.create(service("web", 2)?).await?;
+        user.until_running(&web, 2).await?;
+        user.scale(&web, 3).await?;
+        user.until_running(&web, 3).await?;
+        // Nor is anything accepted that could not be changed later.
+        let too_large = || -> Result<ServiceSpec> {
+            let mut spec = service("new", 1)?;
+            spec.task_template = Arc::new(with_environment(&"x".repeat(1_480_000))?);
+            Ok(spec)
+        };
+        let refused = user.create(too_large()?).await.unwrap_err();
+        let refused = refused.downcast_ref::<ChangeError>();
+        ensure!(
+            matches!(refused, Some(ChangeError::TooLarge { .. })),
+            "{refused:?}"
+        );
+        // A report is cut to a size that fits.
+        let task = user.cluster.read(|state| running(state, &web)).remove(0);
+        let status = TaskStatus::new(TaskState::Failed, user.cluster.clock().now(), "failed");
+        one.handle
+            .cluster
+            .report(task.clone(), status.with_error("x".repeat(2_000_000)));
+        user.until("it failed", |state| {
+            state
+                .tasks()
+                .get(&task)
+                .is_none_or(|task| task.status.state == TaskState::Failed)
+        })
+        .await?;
+        // Removed, it is out of the way, whatever becomes of its task.
+        user.cluster
+            .store()
+            .commit(Transaction::new().delete(key))
+            .await?;
+        let author = user.cluster.author("someone", "remove");
+        let remove = |state: &State, _| commands::remove_service(state, &large);
+        user.cluster.change(author, remove).await?;
+        user.until("it is gone", |state| state.service(&large).is_none())
+            .await?;
+        user.until_running(&web, 3).await
+    })
+}
+
+fn with_environment(value: &str) -> Result<TaskSpec> {
+    let spec = json!({"container_spec": {"image": "large:1", "env": [format!("A={value}")]}});
+    Ok(serde_json::from_value(spec)?)
 }
 
 fn dies(lab: &Lab) -> Result<()> {
