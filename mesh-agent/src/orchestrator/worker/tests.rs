@@ -83,9 +83,7 @@ impl Node {
 
         let store = Arc::new(RedbStore::open(folder.path().join("store")).unwrap());
         let vault = Vault::open(store.clone(), &folder.path().join("keys"), now()).await;
-        let (cluster, upkeep) = Cluster::open(store, Arc::new(SystemClock::default()))
-            .await
-            .unwrap();
+        let (cluster, upkeep) = Cluster::open(store, Arc::new(SystemClock)).await.unwrap();
         let shutdown = CancellationToken::new();
         tokio::spawn(upkeep.run(shutdown.clone()));
         let author = cluster.author("test", "create");
