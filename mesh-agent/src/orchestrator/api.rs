@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use mesh_orchestrator::{
     api::{
-        ImageResolver, LogOptions, Logs, LogsError, Parts, Peers, ResolveError, TaskLine, types::LogStream,
+        ImageResolver, LogOptions, LoginError, Logs, LogsError, Parts, Peers, ResolveError, TaskLine,
+        types::LogStream,
     },
     cluster::Cluster,
     objects::{NodeId, Task},
@@ -15,7 +16,7 @@ use mesh_orchestrator::{
 };
 
 use super::{
-    runtime::{LogQuery, Runtime, RuntimeError},
+    runtime::{LogQuery, RegistryCredential, Runtime, RuntimeError},
     worker::credential,
 };
 
@@ -113,5 +114,17 @@ impl ImageResolver for EngineImages {
             .digest(image, credential.as_ref())
             .await
             .map_err(|error| failed(Box::new(error)))
+    }
+
+    async fn log_in(&self, registry: &str, username: &str, password: &str) -> Result<(), LoginError> {
+        let credential = RegistryCredential {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        };
+        let login = self.runtime.log_in(registry, &credential).await;
+        login.map_err(|error| LoginError {
+            registry: registry.to_owned(),
+            source: Box::new(error),
+        })
     }
 }

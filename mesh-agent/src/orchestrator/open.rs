@@ -187,7 +187,7 @@ pub async fn open(
     };
     let api = Api::new(api::parts(
         options.backups_path(),
-        options.public_url(),
+        options.public_url(address),
         node.id.clone(),
         &cluster,
         &vault,

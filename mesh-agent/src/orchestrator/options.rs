@@ -127,7 +127,7 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_API_KEY", value_name = "PATH", requires = "api_listen")]
     pub api_key: Option<PathBuf>,
 
-    /// Base of webhook URLs [default: https:// and --api-listen].
+    /// Base of webhook URLs [default: https:// and --api-listen, with the node's address in place of 0.0.0.0].
     #[arg(long, env = "MESH_API_URL", value_name = "URL")]
     pub api_url: Option<String>,
 
@@ -174,10 +174,17 @@ impl OrchestratorOptions {
         })
     }
 
-    /// The base of webhook URLs; `None` if the API has no port.
+    /// The base of webhook URLs; `None` if the API has no port. One that listens on all addresses is reached at the
+    /// node's.
     #[must_use]
-    pub fn public_url(&self) -> Option<String> {
-        let listen = || Some(format!("https://{}", self.api_listen?));
+    pub fn public_url(&self, node: Ipv4Addr) -> Option<String> {
+        let listen = || {
+            let mut at = self.api_listen?;
+            if at.ip().is_unspecified() {
+                at.set_ip(node.into());
+            }
+            Some(format!("https://{at}"))
+        };
         self.api_url.clone().or_else(listen)
     }
 
@@ -253,6 +260,32 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<OrchestratorOptions, clap::Error> {
         let line = std::iter::once("mesh-agent").chain(arguments.iter().copied());
         CommandLine::try_parse_from(line).map(|line| line.options)
+    }
+
+    #[test]
+    fn a_webhook_has_an_address_that_others_can_reach() {
+        let node = Ipv4Addr::new(10, 0, 0, 7);
+        let url = |listen: &str, more: &[&str]| {
+            let certificate = ["--api-certificate", "c.pem", "--api-key", "k.pem"];
+            let arguments = [
+                &["--orchestrator", "--api-listen", listen],
+                &certificate[..],
+                more,
+            ]
+            .concat();
+            parse(&arguments).unwrap().public_url(node)
+        };
+        assert_eq!(url("0.0.0.0:9470", &[]).as_deref(), Some("https://10.0.0.7:9470"));
+        assert_eq!(
+            url("10.9.9.9:9470", &[]).as_deref(),
+            Some("https://10.9.9.9:9470")
+        );
+        let named = ["--api-url", "https://mesh.example"];
+        assert_eq!(
+            url("0.0.0.0:9470", &named).as_deref(),
+            Some("https://mesh.example")
+        );
+        assert_eq!(parse(&["--orchestrator"]).unwrap().public_url(node), None);
     }
 
     #[test]

@@ -83,6 +83,11 @@ async fn secrets_and_passwords_are_never_shown() -> Result<()> {
             .await?
             .contains("--password-stdin")
     );
+    let refused = server.fails("registry login -u me -p wrong ghcr.io", 1).await?;
+    ensure!(refused.contains("incorrect username or password"), "{refused}");
+    server
+        .ok("registry login --unchecked -u me -p wrong unreachable.example")
+        .await?;
     for line in [
         "secret inspect key",
         "secret inspect --pretty key",

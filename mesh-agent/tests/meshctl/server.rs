@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use mesh_orchestrator::{
     api::{
-        Access, Api, ImageResolver, LogOptions, LogTarget, Logs, LogsError, Parts, Peers, ResolveError,
-        TaskLine,
+        Access, Api, ImageResolver, LogOptions, LogTarget, LoginError, Logs, LogsError, Parts, Peers,
+        ResolveError, TaskLine,
         types::{LogLine, LogStream},
     },
     cluster::{Cluster, LeaderConfig, Member, Registration, SystemClock},
@@ -242,5 +242,15 @@ struct Unpinned;
 impl ImageResolver for Unpinned {
     async fn digest(&self, _: &str) -> Result<String, ResolveError> {
         Ok(format!("sha256:{}", "ab".repeat(32)))
+    }
+
+    async fn log_in(&self, registry: &str, _: &str, password: &str) -> Result<(), LoginError> {
+        if password != "wrong" {
+            return Ok(());
+        }
+        Err(LoginError {
+            registry: registry.to_owned(),
+            source: "unauthorized: incorrect username or password".into(),
+        })
     }
 }

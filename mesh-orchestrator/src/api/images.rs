@@ -16,6 +16,16 @@ pub struct ResolveError {
     pub source: Source,
 }
 
+/// Why a login was not accepted.
+#[derive(Debug, thiserror::Error)]
+#[error("the registry {registry} did not accept the login, so that nothing was stored")]
+pub struct LoginError {
+    /// The registry's address.
+    pub registry: String,
+    /// Why.
+    pub source: Source,
+}
+
 /// Queries registries, with the credentials that are stored for them.
 #[async_trait]
 pub trait ImageResolver: fmt::Debug + Send + Sync + 'static {
@@ -24,6 +34,12 @@ pub trait ImageResolver: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the registry does not answer, does not know the image, or refuses access.
     async fn digest(&self, image: &str) -> Result<String, ResolveError>;
+
+    /// Logs in to a registry, to see whether it accepts these credentials.
+    ///
+    /// # Errors
+    /// If it refuses them, or does not answer.
+    async fn log_in(&self, registry: &str, username: &str, password: &str) -> Result<(), LoginError>;
 }
 
 /// An image reference without its digest; `None` if it has a digest but no tag that could be resolved again.

@@ -52,6 +52,6 @@ mod webhooks;
 pub use self::{
     access::Access,
     handle::{Api, Parts},
-    images::{ImageResolver, ResolveError},
+    images::{ImageResolver, LoginError, ResolveError},
     log_sources::{LogOptions, LogTarget, Logs, LogsError, Peers, TaskLine},
 };

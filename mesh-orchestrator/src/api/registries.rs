@@ -1,8 +1,11 @@
-//! Credentials for registries: stored encrypted in the vault by the registry's address. No answer contains a
-//! password.
+//! Credentials for registries: stored encrypted in the vault by the registry's address, once the registry has
+//! accepted them. No answer contains a password.
 
-use axum::response::Response;
+use std::time::Duration;
+
+use axum::{http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::{
     Api,
@@ -15,6 +18,9 @@ use crate::{
     secrets::{Kind, Plaintext, Record},
     spec::SpecError,
 };
+
+/// How long the registry may take to answer.
+const REGISTRY: Duration = Duration::from_secs(30);
 
 /// Names of Docker Hub; the first is the one that is stored.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
@@ -35,7 +41,11 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn put(call: Call) -> Result<Response, ApiError> {
-    let RegistryLogin { username, password } = call.json()?;
+    let RegistryLogin {
+        username,
+        password,
+        unchecked,
+    } = call.json()?;
     let host = host(call.segment("host"))?;
     if username.is_empty() || username.contains(':') || username.chars().any(char::is_control) {
         return Err(SpecError::invalid(
@@ -47,6 +57,25 @@ pub(super) async fn put(call: Call) -> Result<Response, ApiError> {
     }
     if password.expose().is_empty() {
         return Err(SpecError::invalid("password", "", "a password or an access token").into());
+    }
+    if !unchecked {
+        let answer = timeout(
+            REGISTRY,
+            call.api.images().log_in(&host, &username, password.expose()),
+        );
+        match answer.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(ApiError::caused(StatusCode::UNPROCESSABLE_ENTITY, &error)),
+            Err(_) => {
+                return Err(ApiError::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    format!(
+                        "the registry {host} did not answer this node within {} s, so that nothing was stored",
+                        REGISTRY.as_secs()
+                    ),
+                ));
+            }
+        }
     }
     let credential = Credential { username, password };
     let text = serde_json::to_vec(&credential)

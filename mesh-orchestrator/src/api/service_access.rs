@@ -45,9 +45,11 @@ pub(super) fn gone(id: &ServiceId) -> ApiError {
 
 pub(super) fn view(api: &Api, id: &ServiceId) -> Option<ServiceView> {
     let (revision, author) = api.cluster().service_revision(id)?;
+    let registrations = api.cluster().registrations();
     api.cluster().read(|state| {
         let service = state.service(id)?;
-        Some(views::service(state, service, revision, author))
+        let silent = views::silent(state, &registrations);
+        Some(views::service(state, service, revision, author, &silent))
     })
 }
 

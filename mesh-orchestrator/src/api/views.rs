@@ -1,12 +1,15 @@
 //! Turns the cluster's objects into the views that the API answers with. Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::types::{NodeView, ServiceView, TaskView};
 use crate::{
     cluster::Registration,
     loops::scheduler::suits,
-    objects::{Node, NodeId, Service, Slot, State, Task, TaskState},
+    objects::{Node, NodeId, NodeStatus, Service, Slot, State, Task, TaskState},
     spec::{ServiceMode, ServiceSpec},
     store::revisions::{Author, RevisionId},
 };
@@ -14,7 +17,23 @@ use crate::{
 /// Maximum number of reasons for waiting that are shown.
 const REASONS: usize = 16;
 
-pub(super) fn service(state: &State, service: &Service, revision: RevisionId, author: Author) -> ServiceView {
+/// Nodes of which nothing has been heard yet, as after a backup was restored: whether their tasks run is unknown.
+pub(super) fn silent(state: &State, registrations: &BTreeMap<NodeId, Registration>) -> BTreeSet<NodeId> {
+    let nodes = state.nodes().values();
+    nodes
+        .filter(|node| node.status == NodeStatus::Unknown && !registrations.contains_key(&node.id))
+        .map(|node| node.id.clone())
+        .collect()
+}
+
+/// Tasks on the `silent` nodes do not count as running.
+pub(super) fn service(
+    state: &State,
+    service: &Service,
+    revision: RevisionId,
+    author: Author,
+    silent: &BTreeSet<NodeId>,
+) -> ServiceView {
     let index = state.tasks_of(&service.id);
     let tasks = || {
         index
@@ -38,6 +57,14 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
             let done = done();
             (wanted.saturating_sub(done), Some(done))
         }
+    };
+    let is_unheard = |task: &&Task| {
+        let node = task.node.as_ref();
+        task.is_running() && node.is_some_and(|node| silent.contains(node))
+    };
+    let unheard = match silent.is_empty() {
+        true => 0,
+        false => u32::try_from(tasks().filter(is_unheard).count()).unwrap_or(u32::MAX),
     };
     // Counted, so that the most frequent come first.
     let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
@@ -63,7 +90,7 @@ pub(super) fn service(state: &State, service: &Service, revision: RevisionId, au
         task_version: service.task_version,
         update_status: service.update_status.clone(),
         rebalancing: service.rebalance.is_some(),
-        running: index.map_or(0, |index| index.running),
+        running: index.map_or(0, |index| index.running).saturating_sub(unheard),
         desired,
         completed,
         waiting: waiting
@@ -142,4 +169,37 @@ pub(super) fn warnings(state: &State, spec: &ServiceSpec) -> Option<Vec<String>>
         }
     }
     (!warnings.is_empty()).then_some(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        loops::testing::{Cluster, replicas, spec},
+        objects::{NodeStatus, Timestamp},
+    };
+
+    #[test]
+    fn tasks_on_a_node_that_nothing_was_heard_of_do_not_count_as_running() {
+        let mut cluster = Cluster::of(2);
+        cluster.create(spec("web", replicas(4)));
+        cluster.settle();
+        let running = |cluster: &Cluster, registrations: &BTreeMap<NodeId, Registration>| {
+            let revision = "1-00000000".parse().unwrap();
+            let author = Author {
+                by: "someone".to_owned(),
+                at: Timestamp(1),
+                action: "create".to_owned(),
+            };
+            let state = cluster.state();
+            let silent = silent(state, registrations);
+            service(state, cluster.service("web"), revision, author, &silent).running
+        };
+        let registered = BTreeMap::from([(NodeId::from("node1"), Registration::default())]);
+        assert_eq!(running(&cluster, &BTreeMap::new()), 4);
+        cluster.set_status("node1", NodeStatus::Unknown);
+        assert_eq!(running(&cluster, &BTreeMap::new()), 2);
+        // Its agent waits for its engine.
+        assert_eq!(running(&cluster, &registered), 4);
+    }
 }

@@ -33,13 +33,19 @@ fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     })
 }
 
-/// Restores a backup. It is checked as a whole before anything is changed. An interrupted restore is detected
+/// Restores a backup, each value as `adjust` returns it: some objects say what was so when the backup was made
+/// and need not be so any more. It is checked as a whole before anything is changed. An interrupted restore is detected
 /// by [`interrupted`], and repeated by restoring again.
 ///
 /// # Errors
 /// When the backup is damaged or of a newer release; [`BackupError::NotEmpty`]; as [`Store::commit`],
 /// [`StoreError::Conflict`] when another writer changes the store meanwhile.
-pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Result<BackupInfo, BackupError> {
+pub async fn restore(
+    store: &dyn Store,
+    path: &Path,
+    into: RestoreInto,
+    adjust: impl Fn(&Key, Vec<u8>) -> Vec<u8>,
+) -> Result<BackupInfo, BackupError> {
     let (info, entries) = {
         let path = path.to_owned();
         let reading = path.clone();
@@ -79,6 +85,7 @@ pub async fn restore(store: &dyn Store, path: &Path, into: RestoreInto) -> Resul
     }
     for (key, value) in entries {
         if key != marker {
+            let value = adjust(&key, value);
             batches.add(key, Some(value)).await?;
         }
     }

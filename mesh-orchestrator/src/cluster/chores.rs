@@ -14,7 +14,7 @@ use super::{ChangeError, Cluster, stored};
 use crate::{
     backups::{self, BackupError, BackupInfo, BackupKind, BackupName, Keep, RestoreInto},
     objects::Timestamp,
-    store::{Revision, Transaction},
+    store::{Key, Revision, Transaction},
 };
 
 /// How often to check whether something is due.
@@ -43,12 +43,15 @@ impl Cluster {
     }
 
     /// Restores a backup. Other changes are refused meanwhile, and the control loops wait. When this returns,
-    /// [`Self::read`] shows the backup's objects; the agents then report which tasks still run.
+    /// [`Self::read`] shows the backup's objects, with nodes of unknown status; the agents then report which
+    /// tasks still run.
     ///
     /// # Errors
     /// When the backup is damaged, or the store refuses it.
     pub async fn restore(&self, path: &Path, into: RestoreInto) -> Result<BackupInfo, ChangeError> {
-        let info = backups::restore(self.store().as_ref(), path, into).await?;
+        let now = self.clock().now();
+        let adjust = |key: &Key, value| stored::unheard(key, value, now);
+        let info = backups::restore(self.store().as_ref(), path, into, adjust).await?;
         // A mirror that has this has the whole restore.
         let guard = Transaction::new().put(stored::guard()?, "restored");
         let revision = self.store().commit(guard).await?;

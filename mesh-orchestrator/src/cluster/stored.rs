@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Registration, Unreadable};
 use crate::{
-    objects::{Node, NodeId, PortLedger, Service, ServiceId, Task, TaskId},
+    objects::{Node, NodeId, NodeStatus, PortLedger, Service, ServiceId, Task, TaskId, Timestamp},
     store::{
         Entry, InvalidKey, Key,
         later::{self, LaterFields},
@@ -123,6 +123,22 @@ pub(super) fn encode<T: Serialize>(
         key: key.clone(),
         source,
     })
+}
+
+/// The stored bytes of an object of a backup: a node that it says was ready may be gone, and is unknown until it
+/// registers. What cannot be read is left for the mirror to report.
+pub(super) fn unheard(key: &Key, value: Vec<u8>, now: Timestamp) -> Vec<u8> {
+    if !matches!(name(key), Name::Node(_)) {
+        return value;
+    }
+    match later::read::<Node>(&value) {
+        Ok((mut node, later)) => {
+            node.status = NodeStatus::Unknown;
+            node.status_since = now;
+            encode(key, &node, later.as_ref()).unwrap_or(value)
+        }
+        Err(_) => value,
+    }
 }
 
 pub(super) fn service(id: &ServiceId) -> Result<Key, InvalidKey> {

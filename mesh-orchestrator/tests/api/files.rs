@@ -5,7 +5,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::{Server, spec};
+use crate::{
+    providers::WRONG,
+    server::{Server, spec},
+};
 
 const VALUE: &str = "correct horse battery staple";
 
@@ -111,6 +114,20 @@ async fn no_answer_contains_the_password_of_a_registry() -> Result<()> {
         assert!(!put.text.contains("password"), "{}", put.text);
         assert_eq!(put.expect(StatusCode::OK)?.json["username"], username);
     }
+    // Nothing is stored that the registry refuses, unless the caller says that it could not be asked.
+    let log_in = async |unchecked: bool| {
+        let login = json!({"username": "me", "password": WRONG, "unchecked": unchecked});
+        let request = server.request(Method::PUT, "/v1/registries/other.example")?;
+        request.json(&login).send().await
+    };
+    let refused = log_in(false).await?;
+    refused.error(StatusCode::UNPROCESSABLE_ENTITY, "incorrect username or password")?;
+    let path_of_other = "/v1/registries/other.example";
+    let missing = server.request(Method::DELETE, path_of_other)?.send().await?;
+    missing.expect(StatusCode::NOT_FOUND)?;
+    log_in(true).await?.expect(StatusCode::OK)?;
+    let removed = server.request(Method::DELETE, path_of_other)?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
     let listed = server.get("/v1/registries").await?;
     assert!(!listed.text.contains("password"), "{}", listed.text);
     assert_eq!(listed.json[0]["host"], "registry.example:5000");

@@ -16,7 +16,7 @@ use futures_util::{
 };
 use mesh_orchestrator::{
     api::{
-        ImageResolver, LogOptions, LogTarget, Logs, LogsError, Peers, ResolveError, TaskLine,
+        ImageResolver, LogOptions, LogTarget, LoginError, Logs, LogsError, Peers, ResolveError, TaskLine,
         types::{LogLine, LogStream},
     },
     objects::{Node, Task},
@@ -24,6 +24,9 @@ use mesh_orchestrator::{
 use reqwest::Method;
 
 use crate::client::Request;
+
+/// The password that no registry accepts.
+pub(crate) const WRONG: &str = "wrong";
 
 /// A registry whose tags tests can change.
 #[derive(Debug, Default)]
@@ -43,6 +46,16 @@ impl ImageResolver for Registry {
         images.get(image).cloned().ok_or_else(|| ResolveError {
             image: image.to_owned(),
             source: "manifest unknown".into(),
+        })
+    }
+
+    async fn log_in(&self, registry: &str, _: &str, password: &str) -> Result<(), LoginError> {
+        if password != WRONG {
+            return Ok(());
+        }
+        Err(LoginError {
+            registry: registry.to_owned(),
+            source: "unauthorized: incorrect username or password".into(),
         })
     }
 }

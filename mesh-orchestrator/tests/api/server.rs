@@ -98,7 +98,8 @@ impl Server {
             vault: Arc::clone(vault),
             node: node.into(),
             backups: self.folder.path().join("backups"),
-            public_url: Some("https://mesh.example".to_owned()),
+            // The second node serves no API that others can call.
+            public_url: (node == "one").then(|| "https://mesh.example".to_owned()),
             logs: Arc::new(TwoLines::default()),
             peers: Arc::new(Sockets(self.folder.path().to_owned())),
             images: Arc::clone(&self.images) as Arc<dyn ImageResolver>,
@@ -122,6 +123,11 @@ impl Server {
     /// A request by the administrator.
     pub(crate) fn request(&self, method: Method, path: &str) -> Result<Request> {
         Request::new(&self.folder.path().join("one.admin"), method, path)
+    }
+
+    /// A request by the administrator of the second node.
+    pub(crate) fn request_at_other(&self, method: Method, path: &str) -> Result<Request> {
+        Request::new(&self.folder.path().join("two.admin"), method, path)
     }
 
     /// A request with a token, or without one.

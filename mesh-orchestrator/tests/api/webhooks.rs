@@ -198,3 +198,25 @@ async fn each_webhook_has_its_own_limit() -> Result<()> {
     call(&server, &other).await?.expect(StatusCode::OK)?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_without_a_complete_url_says_what_is_missing() -> Result<()> {
+    let server = Server::start_two().await?;
+    server.create(spec("web", 0)).await?;
+    let path = "/v1/services/web/webhooks";
+    let request = server.request_at_other(Method::POST, path)?;
+    let made = request.json(&json!({"name": "ci"})).send().await?;
+    let made = made.expect(StatusCode::CREATED)?;
+    let note = made.json["note"].as_str().context("a note")?;
+    assert!(
+        note.contains("--api-listen") && note.contains("--api-url"),
+        "{note}"
+    );
+    let url = made.json["url"].as_str().context("url")?;
+    assert!(url.starts_with("/v1/webhooks/"), "{url}");
+    // On a node that has an API the same webhook has a complete URL.
+    let listed = server.get(path).await?;
+    assert_eq!(listed.json[0]["url"], format!("https://mesh.example{url}"));
+    assert!(listed.json[0].get("note").is_none(), "{}", listed.text);
+    Ok(())
+}

@@ -18,7 +18,7 @@ const MAX_PASSWORD: u64 = 64 << 10;
 /// Credentials for registries.
 #[derive(Debug, Subcommand)]
 pub enum RegistryCommand {
-    /// Store credentials for a registry, for all nodes
+    /// Log in to a registry and store the credentials, for all nodes
     ///
     /// Defaults to Docker Hub if no server is specified.
     Login(Login),
@@ -38,6 +38,9 @@ pub struct Login {
     /// Password or access token; better use --password-stdin
     #[arg(long, short = 'p', value_name = "PASSWORD", conflicts_with = "password_stdin")]
     password: Option<String>,
+    /// Store the credentials without logging in first, for a registry that this node cannot reach
+    #[arg(long)]
+    unchecked: bool,
     /// Take the password or access token from stdin
     #[arg(long, requires = "username")]
     password_stdin: bool,
@@ -139,6 +142,7 @@ fn credentials(login: &Login, host: &str) -> Result<RegistryLogin, Failure> {
     Ok(RegistryLogin {
         username,
         password: Confidential::from(password),
+        unchecked: login.unchecked,
     })
 }
 
@@ -180,6 +184,7 @@ mod tests {
         let login = Login {
             username: Some("me".into()),
             password: Some("hunter2".into()),
+            unchecked: false,
             password_stdin: false,
             server: None,
         };

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use mesh_orchestrator::api::types::{WebhookCreate, WebhookPatch, WebhookView};
 use serde_json::Value;
 
-use super::{PlainListFlags, now, say};
+use super::{PlainListFlags, now, say, warn};
 use crate::meshctl::{client::Api, failure::Failure, views::operator};
 
 /// Webhooks of services: secret URLs that redeploy a service on POST.
@@ -48,10 +48,13 @@ pub(super) async fn run(api: &Api, command: WebhookCommand) -> Result<(), Failur
             let made: WebhookView = api
                 .post(&["services", &service, "webhooks"], &WebhookCreate { name })
                 .await?;
+            made.note.as_deref().into_iter().for_each(warn);
             say(&made.url)
         }
         WebhookCommand::Ls(Ls { service, list }) => {
             let webhooks: Vec<WebhookView> = api.get(&["services", &service, "webhooks"], &[]).await?;
+            let note = webhooks.iter().find_map(|webhook| webhook.note.as_deref());
+            note.into_iter().for_each(warn);
             list.print(&operator::WEBHOOKS, &operator::webhook_rows(&webhooks, now()))
         }
         WebhookCommand::Enable(named) => set(api, named, true).await,

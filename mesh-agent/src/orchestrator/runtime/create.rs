@@ -12,7 +12,10 @@ use mesh_orchestrator::{
     spec::{self, HealthCheck, MountKind, Probe},
 };
 
-use super::{MountedFile, Wanted, label, template::expand};
+use super::{
+    MountedFile, Wanted, label,
+    template::{Values, expand},
+};
 
 /// The request to create a container, and what follows before its start.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +43,7 @@ pub(super) fn creation(wanted: &Wanted<'_>) -> Creation {
         aliases: (!is_predefined(network)).then(|| vec![task.service_name.to_string(), task.name()]),
         ..EndpointSettings::default()
     };
-    let fill = |text: &str| expand(text, task, wanted.node);
+    let fill = |text: &str| expand(text, wanted.values());
     let (exposed_ports, port_bindings) = host_ports(task);
     let body = ContainerCreateBody {
         image: Some(container.image.clone()),
@@ -73,6 +76,17 @@ pub(super) fn creation(wanted: &Wanted<'_>) -> Creation {
             .skip(1)
             .map(|network| (network.clone(), endpoint(network)))
             .collect(),
+    }
+}
+
+impl Wanted<'_> {
+    fn values(&self) -> Values<'_> {
+        Values {
+            task: self.task,
+            node: self.node,
+            hostname: self.hostname,
+            service_labels: self.service_labels,
+        }
     }
 }
 
@@ -109,7 +123,8 @@ fn host_config(wanted: &Wanted<'_>) -> HostConfig {
                 .mounts
                 .iter()
                 .map(|mount| Mount {
-                    source: (!mount.source.is_empty()).then(|| expand(&mount.source, task, wanted.node)),
+                    source: (!mount.source.is_empty()).then(|| expand(&mount.source, wanted.values())),
+                    target: Some(expand(&mount.target, wanted.values())),
                     ..self::mount(mount)
                 })
                 .chain(wanted.files.iter().map(mounted_file))
@@ -173,7 +188,6 @@ fn host_ports(task: &Task) -> (Option<Vec<String>>, Option<PortMap>) {
 
 fn mount(mount: &spec::Mount) -> Mount {
     Mount {
-        target: Some(mount.target.clone()),
         typ: Some(match mount.kind {
             MountKind::Bind => MountType::BIND,
             MountKind::Volume => MountType::VOLUME,

@@ -16,6 +16,8 @@ use mesh_orchestrator::objects::NodeId;
 use tracing::debug;
 
 mod http;
+#[cfg(test)]
+mod tests;
 
 use super::{
     ArchiveStream, ContainerFacts, ContainerId, EngineDescription, ImageReference, ListedContainer, LogQuery,
@@ -182,6 +184,10 @@ impl Runtime for DockerRuntime {
         credential: Option<&RegistryCredential>,
     ) -> Result<String, RuntimeError> {
         self.look_up_digest(image, credential).await
+    }
+
+    async fn log_in(&self, registry: &str, credential: &RegistryCredential) -> Result<(), RuntimeError> {
+        self.check_login(registry, credential).await
     }
 
     async fn create(&self, wanted: Wanted<'_>) -> Result<ContainerId, RuntimeError> {

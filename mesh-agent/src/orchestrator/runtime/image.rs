@@ -72,17 +72,22 @@ impl fmt::Debug for RegistryCredential {
 }
 
 impl RegistryCredential {
-    /// The value of the engine's header `X-Registry-Auth`.
-    pub(super) fn header(&self, registry: &str) -> String {
+    /// What the engine is sent to log in.
+    pub(super) fn body(&self, registry: &str) -> serde_json::Value {
         let server = match registry {
             DEFAULT_REGISTRY => DEFAULT_REGISTRY_IN_CREDENTIALS,
             other => other,
         };
-        let body = serde_json::json!({
+        serde_json::json!({
             "username": self.username,
             "password": self.password,
             "serveraddress": server,
-        });
+        })
+    }
+
+    /// The value of the engine's header `X-Registry-Auth`.
+    pub(super) fn header(&self, registry: &str) -> String {
+        let body = self.body(registry);
         // The engine accepts only the URL-safe alphabet.
         base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE, body.to_string())
     }

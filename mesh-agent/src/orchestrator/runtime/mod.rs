@@ -66,6 +66,10 @@ pub struct EngineDescription {
 pub struct Wanted<'a> {
     /// The node that creates it.
     pub node: &'a NodeId,
+    /// That node's name in the cluster.
+    pub hostname: &'a str,
+    /// The labels of the task's service.
+    pub service_labels: &'a BTreeMap<String, String>,
     /// The task it runs.
     pub task: &'a Task,
     /// The address by which the mesh identifies it.
@@ -226,6 +230,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         image: &str,
         credential: Option<&RegistryCredential>,
     ) -> Result<String, RuntimeError>;
+
+    /// Logs in to a registry, and keeps nothing of it.
+    ///
+    /// # Errors
+    /// When the registry does not answer or refuses the credential.
+    async fn log_in(&self, registry: &str, credential: &RegistryCredential) -> Result<(), RuntimeError>;
 
     /// Creates a container without starting it.
     ///

@@ -1,7 +1,7 @@
 //! Carries out what `machine` and `agent` decide: reports states, starts work in the background, keeps probes
 //! running. Nothing here waits.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use mesh_orchestrator::objects::{Task, TaskId, TaskState, TaskStatus, Timestamp};
 use mesh_orchestrator::spec::TaskRuntime;
@@ -62,11 +62,14 @@ impl Worker {
                 memory.address = self.free_address();
                 self.last_address = memory.address.or(self.last_address);
             }
+            let (hostname, service_labels) = self.names_for(task);
             prepare::Order {
                 runtime: Arc::clone(&self.options.runtime),
                 vault: Arc::clone(&self.options.vault),
                 files: self.files.clone(),
                 node: self.options.node.clone(),
+                hostname,
+                service_labels,
                 task: task.clone(),
                 address: memory.address,
             }
@@ -105,6 +108,18 @@ impl Worker {
         memory.in_progress = Some((work, handle));
     }
 
+    /// This node's name, and the labels of a task's service.
+    fn names_for(&self, task: &Task) -> (String, BTreeMap<String, String>) {
+        self.options.cluster.read(|state| {
+            let node = state.nodes().get(&self.options.node);
+            let service = state.service(&task.service);
+            (
+                node.map_or_else(String::new, |node| node.hostname.clone()),
+                service.map_or_else(BTreeMap::new, |service| service.spec.labels.clone()),
+            )
+        })
+    }
+
     /// An address that no container of this node has or is about to get.
     fn free_address(&self) -> Option<Ipv4Addr> {
         let chosen = self.memories.values().filter_map(|memory| memory.address);
@@ -130,12 +145,10 @@ impl Worker {
             .filter(|facts| facts.phase == Phase::Running && task.desired.is_wanted());
         match (running, check.filter(|check| probe::is_ours(Some(check)))) {
             (Some(facts), Some(check)) if memory.probe.is_none() => {
-                // Without an address the probe always fails.
-                let address = facts.reached_at.unwrap_or(Ipv4Addr::UNSPECIFIED);
                 let watch = probe::watch(
                     task.id.clone(),
                     check.clone(),
-                    address,
+                    facts.reached_at,
                     self.probe_results.0.clone(),
                 );
                 memory.probe = Some(Probing {

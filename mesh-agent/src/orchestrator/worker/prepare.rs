@@ -1,7 +1,7 @@
 //! The work that takes time: pulling an image, and creating, starting, stopping and removing a container.
 //! Runs beside the worker's loop.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use mesh_orchestrator::{
     objects::{NodeId, Task},
@@ -84,6 +84,8 @@ pub(super) struct Order {
     pub(super) vault: Arc<Vault>,
     pub(super) files: TaskFiles,
     pub(super) node: NodeId,
+    pub(super) hostname: String,
+    pub(super) service_labels: BTreeMap<String, String>,
     pub(super) task: Task,
     pub(super) address: Option<Ipv4Addr>,
 }
@@ -105,12 +107,16 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
         vault,
         files,
         node,
+        hostname,
+        service_labels,
         task,
         address,
     } = order;
     let files = files.create(&task, &vault).await?;
     let wanted = Wanted {
         node: &node,
+        hostname: &hostname,
+        service_labels: &service_labels,
         task: &task,
         address,
         files: &files,

@@ -59,6 +59,8 @@ async fn make_container(order: &Order) -> Result<String, RuntimeError> {
         .runtime
         .create(Wanted {
             node: &order.node,
+            hostname: &order.hostname,
+            service_labels: &order.service_labels,
             task: &task,
             address: None,
             files: &[],

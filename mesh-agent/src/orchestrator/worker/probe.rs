@@ -76,11 +76,11 @@ pub(super) fn is_ours(check: Option<&HealthCheck>) -> bool {
     check.is_some_and(|check| matches!(check.test, Probe::Http { .. } | Probe::Tcp { .. }))
 }
 
-/// Checks until aborted, and sends each change of the health.
+/// Checks until aborted, and sends each change of the health. A container without an address fails each check.
 pub(super) async fn watch(
     task: TaskId,
     check: HealthCheck,
-    address: Ipv4Addr,
+    address: Option<Ipv4Addr>,
     results: mpsc::Sender<(TaskId, Health)>,
 ) {
     let mut health = ProbedHealth::new(now());
@@ -90,15 +90,19 @@ pub(super) async fn watch(
         return;
     };
     loop {
-        let result = match &check.test {
-            Probe::Tcp { port } => prober.tcp(address, *port, check.timeout).await,
-            Probe::Http { port, path } => prober.http(address, *port, path, check.timeout).await,
-            Probe::None | Probe::Command(_) | Probe::Shell(_) => return,
+        let result = match (&check.test, address) {
+            (Probe::None | Probe::Command(_) | Probe::Shell(_), _) => return,
+            // Any other address would be another's: 0.0.0.0 is this node.
+            (Probe::Tcp { .. } | Probe::Http { .. }, None) => None,
+            (Probe::Tcp { port }, Some(address)) => Some(prober.tcp(address, *port, check.timeout).await),
+            (Probe::Http { port, path }, Some(address)) => {
+                Some(prober.http(address, *port, path, check.timeout).await)
+            }
         };
         let before = health.current;
         // What this node did late says nothing of the container.
-        if result != Err(Failure::Late) {
-            health.add(&check, result.is_ok(), now());
+        if result != Some(Err(Failure::Late)) {
+            health.add(&check, result.is_some_and(|result| result.is_ok()), now());
         }
         if health.current != before && results.send((task.clone(), health.current)).await.is_err() {
             return;
@@ -178,8 +182,34 @@ mod tests {
             test: Probe::Tcp { port },
             ..check()
         };
-        let watching = tokio::spawn(watch(TaskId::from("t1"), check, Ipv4Addr::LOCALHOST, sender));
+        let watching = tokio::spawn(watch(
+            TaskId::from("t1"),
+            check,
+            Some(Ipv4Addr::LOCALHOST),
+            sender,
+        ));
         assert_eq!(results.recv().await, Some((TaskId::from("t1"), Health::Healthy)));
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn a_container_without_an_address_is_not_looked_for_on_the_node() {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
+            .await
+            .unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, mut results) = mpsc::channel(1);
+        let check = HealthCheck {
+            test: Probe::Tcp { port },
+            interval: Duration::from_millis(10),
+            start_period: Duration::ZERO,
+            ..check()
+        };
+        let watching = tokio::spawn(watch(TaskId::from("t1"), check, None, sender));
+        assert_eq!(
+            results.recv().await,
+            Some((TaskId::from("t1"), Health::Unhealthy))
+        );
         watching.abort();
     }
 }

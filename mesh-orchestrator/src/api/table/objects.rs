@@ -160,7 +160,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             PUT,
             "/v1/registries/{host}",
             "logIn",
-            "Stores credentials for a registry.",
+            "Stores credentials that a registry accepts.",
             registries::put,
         )
         .writes(Registries)

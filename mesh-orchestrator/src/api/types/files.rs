@@ -131,6 +131,9 @@ pub struct RegistryLogin {
     pub username: String,
     /// The password or access token.
     pub password: Confidential,
+    /// Whether to store it without logging in to the registry first, as where this node cannot reach it.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// A registry that images are pulled from with credentials.

@@ -31,6 +31,9 @@ pub struct WebhookView {
     /// The URL to `POST` to; only a path if the orchestrator knows no public address. Anyone who knows it can
     /// update the service, so keep it secret.
     pub url: String,
+    /// Why nothing outside the node can call it; absent if the URL is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was last called.

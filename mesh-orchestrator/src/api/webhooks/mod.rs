@@ -28,6 +28,10 @@ use crate::{
     store::{Expected, Transaction},
 };
 
+/// What is missing where webhooks have no complete URL.
+const NO_URL: &str = "this node's agent serves no API that others can call, so that only the webhook's path is known: start it \
+                      with --api-listen, --api-certificate and --api-key, or set --api-url to the API of another node";
+
 /// Maximum number of webhooks of one service.
 const MAX_WEBHOOKS: usize = 50;
 
@@ -171,11 +175,12 @@ fn view(api: &Api, found: &Found) -> Result<WebhookView, ApiError> {
     let secret = std::str::from_utf8(found.secret.expose()).map_err(|_| {
         ApiError::conflict("the secret of the webhook is damaged: remove the webhook and create another one")
     })?;
-    let base = api.public_url().unwrap_or_default().trim_end_matches('/');
+    let base = api.public_url().map(|url| url.trim_end_matches('/'));
     Ok(WebhookView {
         name: found.stored.name.clone(),
         enabled: found.stored.enabled,
-        url: format!("{base}/v1/webhooks/{secret}"),
+        url: format!("{}/v1/webhooks/{secret}", base.unwrap_or_default()),
+        note: base.is_none().then(|| NO_URL.to_owned()),
         created_at: found.stored.created_at,
         called_at: found.stored.called_at,
     })

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_orchestrator::{
     backups::{self, BackupKind, Keep, RestoreInto},
     cluster::BackupSchedule,
-    objects::NodeRole,
+    objects::{NodeRole, NodeStatus},
 };
 use mesh_orchestrator_testing::{
     PATIENCE,
@@ -42,6 +42,13 @@ fn restored(lab: &Lab) -> Result<()> {
         ensure!(user.cluster.history(&web).await? == history);
         let old = user.cluster.read(|state| running(state, &web));
         ensure!(old.len() == 3);
+        let statuses: Vec<_> = user
+            .cluster
+            .read(|state| state.nodes().values().map(|node| node.status).collect());
+        ensure!(
+            statuses == [NodeStatus::Unknown],
+            "the machine may be gone: {statuses:?}"
+        );
         // The machine has none of the containers, so its tasks are replaced.
         let _one = Machine::start(&empty, "one", NodeRole::Manager).await?;
         user.until("other tasks run", |state| {

@@ -70,18 +70,18 @@ fn backup(subject: &Subject) -> Result<()> {
         ensure!(backups::list(folder.path())? == [NAME]);
         let twice = backups::create(store, folder.path(), NAME).await;
         ensure!(matches!(twice, Err(BackupError::Write { .. })), "{twice:?}");
-        let refused = backups::restore(store, &info.path, RestoreInto::Empty).await;
+        let refused = backups::restore(store, &info.path, RestoreInto::Empty, as_it_is).await;
         ensure!(matches!(refused, Err(BackupError::NotEmpty(_))), "{refused:?}");
         // Into an empty store.
         expected.retain(|(key, _)| !key.starts_with("/ephemeral/"));
         let empty = subject.fresh().await?;
-        backups::restore(empty.store.as_ref(), &info.path, RestoreInto::Empty).await?;
+        backups::restore(empty.store.as_ref(), &info.path, RestoreInto::Empty, as_it_is).await?;
         ensure!(contents(empty.store.as_ref()).await? == expected);
         // Over later changes.
         store
             .commit(Transaction::new().delete(key("many", 1)).put(key("new", 1), "x"))
             .await?;
-        backups::restore(store, &info.path, RestoreInto::Replace).await?;
+        backups::restore(store, &info.path, RestoreInto::Replace, as_it_is).await?;
         let mut found = contents(store).await?;
         found.retain(|(key, _)| !key.starts_with("/ephemeral/"));
         ensure!(found == expected);
@@ -128,7 +128,7 @@ fn damaged(subject: &Subject) -> Result<()> {
             ("with more at its end", whole.clone() + "more\n"),
         ] {
             fs::write(&path, text)?;
-            let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
+            let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty, as_it_is).await;
             ensure!(
                 matches!(
                     refused,
@@ -138,7 +138,7 @@ fn damaged(subject: &Subject) -> Result<()> {
             );
         }
         fs::write(&path, whole.replacen("\"schema\":1", "\"schema\":2", 1))?;
-        let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty).await;
+        let refused = backups::restore(empty.store.as_ref(), &path, RestoreInto::Empty, as_it_is).await;
         ensure!(matches!(refused, Err(BackupError::TooNew { .. })), "{refused:?}");
         ensure!(
             contents(empty.store.as_ref()).await?.is_empty(),
@@ -212,7 +212,7 @@ fn interrupted(subject: &Subject) -> Result<()> {
             store: Arc::clone(&target.store),
             left: 4.into(),
         };
-        let interrupted = backups::restore(&failing, &info.path, RestoreInto::Empty).await;
+        let interrupted = backups::restore(&failing, &info.path, RestoreInto::Empty, as_it_is).await;
         ensure!(
             matches!(interrupted, Err(BackupError::Store(_))),
             "{interrupted:?}"
@@ -220,9 +220,13 @@ fn interrupted(subject: &Subject) -> Result<()> {
         let store = target.store.as_ref();
         ensure!(backups::interrupted(store).await?);
         ensure!(contents(store).await?.len() < expected.len());
-        backups::restore(store, &info.path, RestoreInto::Empty).await?;
+        backups::restore(store, &info.path, RestoreInto::Empty, as_it_is).await?;
         ensure!(!backups::interrupted(store).await?);
         ensure!(contents(store).await? == expected);
         Ok(())
     })
+}
+
+fn as_it_is(_: &Key, value: Vec<u8>) -> Vec<u8> {
+    value
 }

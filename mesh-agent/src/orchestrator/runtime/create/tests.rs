@@ -23,6 +23,10 @@ fn task(spec: Value) -> Task {
 fn created(task: &Task, files: &[MountedFile]) -> Value {
     let creation = creation(&Wanted {
         node: &NodeId::from("n1"),
+        hostname: "host-one",
+        service_labels: &[("tier", "front"), ("com.example/owner", "team a")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         task,
         address: Some(Ipv4Addr::new(240, 0, 4, 7)),
         files,
@@ -137,14 +141,23 @@ fn every_field_of_a_container_arrives() {
 fn placeholders_are_filled_in() {
     let spec = json!({"container_spec": {
         "image": "a:1", "hostname": "{{.Service.Name}}-{{ .Task.Slot }}",
-        "env": ["WHO={{.Task.Name}}@{{.Node.ID}}", "FORMAT={{.Other}} {{.Task"],
-        "mounts": [{"type": "volume", "source": "data-{{.Task.Slot}}", "target": "/data"}]
+        "env": ["WHO={{.Task.Name}}@{{.Node.ID}}", "FORMAT={{.Other}} {{.Task",
+                "NODE={{- .Node.Hostname -}}", "TIER={{.Service.Labels.tier}}/{{.Service.Labels.none}}",
+                "OWNER={{index .Service.Labels \"com.example/owner\"}}", "BAD={{index .Service.Labels}}"],
+        "mounts": [{"type": "volume", "source": "data-{{.Task.Slot}}", "target": "/{{.Node.Hostname}}"}]
     }});
     let body = created(&task(spec), &[]);
     assert_eq!(body["Hostname"], "web-2");
     assert_eq!(
         body["Env"],
-        json!(["WHO=web.2.t1@n1", "FORMAT={{.Other}} {{.Task"])
+        json!([
+            "WHO=web.2.t1@n1",
+            "FORMAT={{.Other}} {{.Task",
+            "NODE=host-one",
+            "TIER=front/",
+            "OWNER=team a",
+            "BAD={{index .Service.Labels}}"
+        ])
     );
     assert_eq!(body["HostConfig"]["Mounts"][0]["Source"], "data-2");
 }

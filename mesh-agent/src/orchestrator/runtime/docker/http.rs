@@ -118,6 +118,35 @@ impl DockerRuntime {
         }
     }
 
+    /// Has the engine log in to a registry; it keeps nothing of that.
+    pub(super) async fn check_login(
+        &self,
+        registry: &str,
+        credential: &RegistryCredential,
+    ) -> Result<(), RuntimeError> {
+        let connection = self.connection().await?;
+        let request = connection.post("/auth").json(&credential.body(registry));
+        let answer = timeout(PULL_SILENCE, async {
+            let response = request.send().await?;
+            Ok((response.status(), response.bytes().await?))
+        });
+        let (status, body) = answer
+            .await
+            .map_err(|_| refused("log in to", registry, "the registry sent nothing for two minutes"))?
+            .map_err(|source| {
+                self.docker.reset();
+                RuntimeError::Unavailable(DockerError::Get {
+                    path: "/auth".to_owned(),
+                    source,
+                })
+            })?;
+        if status.is_success() {
+            return Ok(());
+        }
+        let reason = refusal_message(&body).unwrap_or_else(|| format!("Docker answered {status}"));
+        Err(refused("log in to", registry, &reason))
+    }
+
     pub(super) async fn read_archive(
         &self,
         container: &str,
