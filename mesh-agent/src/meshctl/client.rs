@@ -135,7 +135,11 @@ impl Api {
     }
 
     pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), ApiError> {
-        self.send(Method::DELETE, path, &[], None, None::<&()>, Some(TIMEOUT))
+        self.delete_with(path, &[]).await
+    }
+
+    pub(crate) async fn delete_with(&self, path: &[&str], query: Query<'_>) -> Result<(), ApiError> {
+        self.send(Method::DELETE, path, query, None, None::<&()>, Some(TIMEOUT))
             .await
             .map(drop)
     }

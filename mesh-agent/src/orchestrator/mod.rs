@@ -3,7 +3,9 @@
 //! imports it.
 
 mod api;
+mod certificates;
 mod identity;
+mod listener;
 mod open;
 pub mod options;
 mod peers;

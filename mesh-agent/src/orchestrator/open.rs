@@ -22,18 +22,20 @@ use mesh_orchestrator::{
     },
 };
 use mesh_support::error_chain;
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{
     OrchestratorOptions, api,
+    certificates::{Files, Followed, follow_files},
     identity::{self, IdentityError},
+    listener::TlsListener,
     options::{MISSED_HEARTBEATS, Role},
     peers::{NoPeers, TlsPeers},
     program::{ProgramError, Programs},
     runtime::{DockerRuntime, EngineDescription, Runtime},
-    tls::{Credentials, TlsError, TlsListener},
+    tls::{Credentials, TlsError},
     worker::AddressBlock,
 };
 
@@ -124,7 +126,7 @@ pub async fn open(
     docker: Docker,
 ) -> Result<Opened, OrchestratorError> {
     // Read the files first, so that their errors show before the engine and the store answer.
-    let peer_credentials = peer_credentials(options)?;
+    let peer_configs = peer_configs(options)?;
     let api_server = api_server(options)?;
     let runtime = DockerRuntime::new(docker);
     let engine = describe(&runtime).await;
@@ -168,14 +170,14 @@ pub async fn open(
     let mut listeners = Vec::new();
     let mut logs = None;
     let mut peers = None;
-    if let Some(credentials) = peer_credentials {
+    if let Some((server, client)) = peer_configs {
         let at = SocketAddr::from((address, peer_port));
-        let listener = TlsListener::bind(at, credentials.server(true)?).await?;
+        let listener = TlsListener::bind(at, server).await?;
         listeners.push((listener, Access::Trusted));
         logs = Some(at);
         peers = Some(Arc::new(TlsPeers {
             cluster: cluster.clone(),
-            config: credentials.client()?,
+            config: client,
         }));
     }
     if let Some((at, config)) = api_server {
@@ -245,19 +247,38 @@ impl Opened {
 }
 
 /// The certificates by which agents recognise each other, the same as those for the store.
-fn peer_credentials(options: &OrchestratorOptions) -> Result<Option<Credentials>, TlsError> {
-    options
-        .etcd_tls()
-        .map(|paths| Credentials::load(Some(paths.authority), paths.certificate, paths.key))
-        .transpose()
+fn etcd_files(options: &OrchestratorOptions) -> Option<Files> {
+    let paths = options.etcd_tls()?;
+    Some(Files {
+        authority: Some(paths.authority.to_owned()),
+        certificate: paths.certificate.to_owned(),
+        key: paths.key.to_owned(),
+    })
+}
+
+type PeerConfigs = (Followed<ServerConfig>, Followed<ClientConfig>);
+
+fn peer_configs(options: &OrchestratorOptions) -> Result<Option<PeerConfigs>, TlsError> {
+    let Some(files) = etcd_files(options) else {
+        return Ok(None);
+    };
+    let server = Followed::start(files.clone(), |credentials| credentials.server(true))?;
+    Ok(Some((server, Followed::start(files, Credentials::client)?)))
 }
 
 /// The address and TLS configuration of the API for external tools.
-fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Arc<ServerConfig>)>, TlsError> {
+fn api_server(
+    options: &OrchestratorOptions,
+) -> Result<Option<(SocketAddr, Followed<ServerConfig>)>, TlsError> {
     match (options.api_listen, &options.api_certificate, &options.api_key) {
         (Some(at), Some(certificate), Some(key)) => {
-            let credentials = Credentials::load(None, certificate, key)?;
-            Ok(Some((at, credentials.server(false)?)))
+            let files = Files {
+                authority: None,
+                certificate: certificate.clone(),
+                key: key.clone(),
+            };
+            let config = Followed::start(files, |credentials| credentials.server(false))?;
+            Ok(Some((at, config)))
         }
         _ => Ok(None),
     }
@@ -287,7 +308,22 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
         .map(|paths| EtcdTls::from_files(paths.authority, paths.certificate, paths.key))
         .transpose()?;
     let config = EtcdConfig::new(options.etcd.clone(), tls);
-    Ok(Arc::new(EtcdStore::open(config).await?))
+    let store = Arc::new(EtcdStore::open(config).await?);
+    if let Some(files) = etcd_files(options) {
+        let weak = Arc::downgrade(&store);
+        follow_files(files, move |files| {
+            let weak = weak.clone();
+            Box::pin(async move {
+                let (Some(store), Some(authority)) = (weak.upgrade(), &files.authority) else {
+                    return Ok(());
+                };
+                files.load()?;
+                let tls = EtcdTls::from_files(authority, &files.certificate, &files.key)?;
+                Ok(store.renew(tls).await?)
+            })
+        });
+    }
+    Ok(store)
 }
 
 /// Tries until it succeeds, or fails in a way that waiting cannot cure.

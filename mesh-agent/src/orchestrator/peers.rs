@@ -1,7 +1,7 @@
 //! Asks other nodes' agents, over mutual TLS: for the logs of their tasks, to drain replicas, and for what
 //! they show.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::BoxStream};
@@ -22,6 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::codec::{FramedRead, LinesCodec};
 
+use super::certificates::Followed;
 use crate::{
     model::{DrainReport, DrainRequest},
     source::relay::MAX_TEXT,
@@ -54,7 +55,7 @@ pub(super) type DrainAnswer = Result<DrainReport, String>;
 #[derive(Debug)]
 pub(super) struct TlsPeers {
     pub(super) cluster: Cluster,
-    pub(super) config: Arc<ClientConfig>,
+    pub(super) config: Followed<ClientConfig>,
 }
 
 /// Another agent did not answer.
@@ -186,7 +187,7 @@ impl TlsPeers {
             .unwrap_or_else(|_| Err(timed_out()))
             .map_err(|error| PeerError::Connect(address, error))?;
         let name = ServerName::IpAddress(address.ip().into());
-        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let connector = TlsConnector::from(self.config.current());
         let mut stream = timeout(LIMIT, connector.connect(name, stream))
             .await
             .unwrap_or_else(|_| Err(timed_out()))

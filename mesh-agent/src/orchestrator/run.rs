@@ -27,12 +27,12 @@ use tracing::{error, info, warn};
 
 use super::{
     identity,
+    listener::TlsListener,
     open::Opened,
     options::MISSED_HEARTBEATS,
     program::Programs,
     relayed,
     source::{self, LabelErrors},
-    tls::TlsListener,
     tunnel_key,
     worker::{Worker, WorkerOptions},
 };

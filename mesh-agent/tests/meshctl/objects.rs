@@ -39,6 +39,12 @@ async fn nodes_are_listed_drained_and_labelled() -> Result<()> {
         "{pretty}"
     );
     ensure!(server.fails("node rm alpha", 1).await?.contains("not down"));
+    ensure!(
+        server
+            .fails("node rm --force alpha", 1)
+            .await?
+            .contains("not down")
+    );
     ensure!(server.ok("node ls -f role=worker -q").await?.is_empty());
     Ok(())
 }
@@ -101,6 +107,8 @@ async fn secrets_and_passwords_are_never_shown() -> Result<()> {
         .await?;
     ensure!(server.fails("secret rm key", 1).await?.contains("web"));
     server.ok("service rm web").await?;
+    let rotated = server.ok("secret rotate-key").await?;
+    ensure!(rotated.contains("is in use"), "{rotated}");
     ensure!(server.ok("secret rm key").await? == "key\n");
     server.ok("registry logout ghcr.io").await?;
     Ok(())
@@ -135,14 +143,14 @@ async fn webhooks_tokens_and_backups() -> Result<()> {
     ensure!(server.ok("webhook rm web ci").await? == "ci\n");
 
     let token = server
-        .ok("token create ci --scope services:write,nodes:read --expires 24h")
+        .ok("token create ci --scope services:write,nodes:read --allow bind:/srv --ports 443,8000-8009 --expires 24h")
         .await?;
     ensure!(token.trim().len() > 20, "{token}");
     let tokens = server
-        .ok("token ls --format '{{.Name}} {{.Scopes}} {{.ExpiresAt}}'")
+        .ok("token ls --format '{{.Name}} {{.Scopes}} {{.Allow}} {{.Ports}} {{.ExpiresAt}}'")
         .await?;
     ensure!(
-        tokens.starts_with("ci ") && tokens.contains("services:write") && tokens.contains("in 2"),
+        tokens.starts_with("ci ") && tokens.contains("services:write bind:/srv 443,8000-8009 in 2"),
         "{tokens}"
     );
     ensure!(server.ok("token rm ci").await? == "ci\n");

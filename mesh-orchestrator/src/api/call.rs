@@ -1,6 +1,8 @@
 //! An authorized request: the caller, the path's segments, the query's arguments and the body, all of bounded
 //! size.
 
+use std::sync::{Mutex, PoisonError};
+
 use axum::{
     body::{Body as HttpBody, Bytes, to_bytes},
     extract::path::RawPathParams,
@@ -28,6 +30,8 @@ pub(super) struct Call {
     arguments: Vec<(String, String)>,
     headers: HeaderMap,
     body: Bytes,
+    /// A body that is ignored, with its limit.
+    skipped: Mutex<Option<(HttpBody, usize)>>,
 }
 
 impl Call {
@@ -41,23 +45,16 @@ impl Call {
         body: HttpBody,
     ) -> Result<Self, ApiError> {
         let arguments = arguments(input, parts.uri.query().unwrap_or_default())?;
-        let (limit, optional) = match input.body {
-            Body::None => (0, true),
-            Body::Ignored { limit } => (limit, true),
-            Body::Json { limit, optional, .. } => (limit, optional),
-        };
-        let body = match input.body {
+        let mut skipped = None;
+        let (body, optional) = match input.body {
             // Do not wait for a body that is not read.
-            Body::None => Bytes::new(),
-            Body::Ignored { .. } | Body::Json { .. } => to_bytes(body, limit).await.map_err(|error| {
-                if std::error::Error::source(&error)
-                    .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
-                {
-                    too_large(limit)
-                } else {
-                    ApiError::bad_request("the request body was cut off: send the request again")
-                }
-            })?,
+            Body::None => (Bytes::new(), true),
+            // Anyone may have sent it: nothing is read before the handler knows the caller.
+            Body::Ignored { limit } => {
+                skipped = Some((body, limit));
+                (Bytes::new(), true)
+            }
+            Body::Json { limit, optional, .. } => (read(body, limit).await?, optional),
         };
         if body.is_empty() && !optional {
             return Err(ApiError::bad_request("the request has no body: send JSON"));
@@ -80,7 +77,20 @@ impl Call {
             arguments,
             headers: parts.headers,
             body,
+            skipped: Mutex::new(skipped),
         })
+    }
+
+    /// Reads the body of an operation that ignores it.
+    ///
+    /// # Errors
+    /// When it is longer than its limit, or cut off.
+    pub(super) async fn skip_body(&self) -> Result<(), ApiError> {
+        let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match skipped {
+            Some((body, limit)) => read(body, limit).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// A segment of the path, by its name in the operation's path.
@@ -162,6 +172,18 @@ impl Call {
     pub(super) fn author(&self, action: impl Into<String>) -> Author {
         self.api.cluster().author(self.caller.name(), action)
     }
+}
+
+async fn read(body: HttpBody, limit: usize) -> Result<Bytes, ApiError> {
+    to_bytes(body, limit).await.map_err(|error| {
+        if std::error::Error::source(&error)
+            .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
+        {
+            too_large(limit)
+        } else {
+            ApiError::bad_request("the request body was cut off: send the request again")
+        }
+    })
 }
 
 fn too_large(limit: usize) -> ApiError {

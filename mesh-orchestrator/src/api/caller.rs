@@ -1,6 +1,6 @@
 //! Who makes a request, and what they may do.
 
-use super::types::Scope;
+use super::{admission::Rules, types::Scope};
 
 /// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(super) enum Caller {
         name: String,
         /// Its scopes.
         scopes: Vec<Scope>,
+        /// What it allows its holder's services.
+        rules: Rules,
     },
     /// An unknown caller, of an operation that needs no scope.
     Anyone,

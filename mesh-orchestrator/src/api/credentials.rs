@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{Api, caller::Caller, error::ApiError, records, types::Scope};
+use super::{Api, admission::Rules, caller::Caller, error::ApiError, records, types::Scope};
 use crate::{
     objects::Timestamp,
     store::{InvalidKey, Key},
@@ -17,6 +17,13 @@ use crate::{
 /// Prefix of all tokens, by which scanners can find leaked ones.
 pub(super) const MARK: &str = "mesh_";
 
+/// Whether a text has the form of a secret: what has not need not be looked up.
+pub(super) fn is_secret(text: &str) -> bool {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .is_ok_and(|bytes| bytes.len() == SECRET_BYTES)
+}
+
 /// Number of random bytes in a secret.
 const SECRET_BYTES: usize = 32;
 
@@ -24,6 +31,9 @@ const SECRET_BYTES: usize = 32;
 #[serde(deny_unknown_fields)]
 pub(super) struct Credential {
     pub(super) scopes: Vec<Scope>,
+    /// A token without them, as of an earlier release, allows the least.
+    #[serde(default)]
+    pub(super) rules: Rules,
     pub(super) created_at: Timestamp,
     #[serde(default)]
     pub(super) expires_at: Option<Timestamp>,
@@ -65,7 +75,10 @@ pub(super) async fn authenticate(api: &Api, token: &str) -> Result<Caller, ApiEr
         .and_then(|rest| rest.rsplit_once('.'))
         .ok_or_else(refused)?;
     let key = key(name).map_err(|_| refused())?;
-    let stored = records::get::<Credential>(api.store(), &key).await?;
+    let stored = {
+        let _permit = api.look_ups().permit().await?;
+        records::get::<Credential>(api.store(), &key).await?
+    };
     let Some((stored, _)) = stored else {
         return Err(refused());
     };
@@ -77,6 +90,7 @@ pub(super) async fn authenticate(api: &Api, token: &str) -> Result<Caller, ApiEr
     Ok(Caller::Token {
         name: name.to_owned(),
         scopes: stored.scopes,
+        rules: stored.rules,
     })
 }
 

@@ -181,7 +181,9 @@ impl From<CommandError> for ApiError {
                 .allowing("a name that no other service has"),
             CommandError::UnknownService(_) | CommandError::UnknownNode(_) => Self::not_found(message),
             CommandError::OutOfDate { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message),
-            CommandError::NothingToRollBack(_) | CommandError::NodeNotDown(_) => Self::conflict(message),
+            CommandError::NothingToRollBack(_)
+            | CommandError::NodeNotDown(_)
+            | CommandError::NodeUnknown(_) => Self::conflict(message),
             CommandError::ModeChange { from, to, .. } => {
                 Self::bad_request(message).about("mode", to).allowing(from)
             }
@@ -264,7 +266,7 @@ impl From<VaultError> for ApiError {
         match error {
             VaultError::Name { .. } => Self::bad_request(message),
             VaultError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
-            VaultError::Exists { .. } => Self::conflict(message),
+            VaultError::Exists { .. } | VaultError::NotPrepared => Self::conflict(message),
             VaultError::Missing { .. } => Self::not_found(message),
             VaultError::Store(error) => error.into(),
             VaultError::NoKey { .. } | VaultError::KeyFile(_) => {

@@ -11,7 +11,9 @@ use super::{
     call::Call,
     error::ApiError,
     respond::{json, no_content, ok},
-    types::{Confidential, ConfigCreate, ConfigView, SecretCreate, SecretView},
+    types::{
+        Confidential, ConfigCreate, ConfigView, KeyRotation, KeyRotationRequest, SecretCreate, SecretView,
+    },
 };
 use crate::{
     objects::{Service, TaskId},
@@ -69,6 +71,24 @@ pub(super) async fn create_config(call: Call) -> Result<Response, ApiError> {
 
 pub(super) async fn remove_config(call: Call) -> Result<Response, ApiError> {
     remove(&call, Kind::Config, "config").await
+}
+
+/// Replaces the key that encrypts secrets; in one step where there is one node.
+pub(super) async fn rotate_key(call: Call) -> Result<Response, ApiError> {
+    let KeyRotationRequest { finish } = call.json()?;
+    let (cluster, vault) = (call.api.cluster(), call.api.vault());
+    let now = cluster.clock().now();
+    let mut rotated = vault.rotate(now, finish).await?;
+    if !finish && cluster.read(|state| state.nodes().len()) <= 1 {
+        rotated = vault.rotate(now, true).await?;
+    }
+    let (key, encrypted) = rotated;
+    ok(&KeyRotation {
+        finished: encrypted.is_some(),
+        key,
+        file: vault.key_file().display().to_string(),
+        encrypted: encrypted.unwrap_or_default(),
+    })
 }
 
 async fn create(

@@ -4,7 +4,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    time::Duration,
 };
 
 use axum::http::StatusCode;
@@ -14,16 +13,10 @@ use super::{
     error::ApiError,
     event_log::EventLog,
     images::ImageResolver,
-    limits::RateLimit,
+    limits::LookUps,
     log_sources::{Logs, Peers},
 };
 use crate::{cluster::Cluster, objects::NodeId, secrets::Vault, store::Store};
-
-/// How many calls of one webhook are accepted in a burst.
-const WEBHOOK_BURST: u32 = 6;
-
-/// The interval at which one more call of a webhook is accepted.
-const WEBHOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Maximum number of open streams of events and logs.
 const STREAMS: usize = 64;
@@ -59,7 +52,7 @@ struct Inner {
     parts: Parts,
     event_log: EventLog,
     streams: Arc<Semaphore>,
-    webhook_limit: RateLimit,
+    look_ups: LookUps,
 }
 
 /// A handle that does not keep the API alive.
@@ -91,7 +84,7 @@ impl Api {
                 event_log: EventLog::start(&parts.cluster),
                 parts,
                 streams: Arc::new(Semaphore::new(STREAMS)),
-                webhook_limit: RateLimit::new(WEBHOOK_BURST, WEBHOOK_INTERVAL),
+                look_ups: LookUps::default(),
             }),
         }
     }
@@ -141,8 +134,8 @@ impl Api {
         &self.inner.event_log
     }
 
-    pub(super) fn webhook_limit(&self) -> &RateLimit {
-        &self.inner.webhook_limit
+    pub(super) fn look_ups(&self) -> &LookUps {
+        &self.inner.look_ups
     }
 
     /// A permit for one more stream, to be held as long as the stream is open.

@@ -7,6 +7,7 @@ use axum::{http::StatusCode, response::Response};
 use super::{
     call::Call,
     error::ApiError,
+    files,
     respond::{ok, tagged},
     service_access::{changed_answer, find},
     types::{HistoryEntry, RevisionView, RollbackRequest},
@@ -77,6 +78,26 @@ pub(super) async fn roll_back(call: Call) -> Result<Response, ApiError> {
         Some(number) => format!("rollback to {number}"),
         None => "rollback".to_owned(),
     };
+    // What it refers to may have been removed since.
+    let older = match revision {
+        Some(number) => Some(
+            call.api
+                .cluster()
+                .revision_of(&id, number)
+                .await?
+                .value
+                .spec
+                .clone(),
+        ),
+        None => find(&call)?
+            .previous
+            .as_ref()
+            .map(|previous| previous.spec.clone()),
+    };
+    if let Some(spec) = older {
+        call.caller.admit(&spec)?;
+        files::check_references(&call.api, &spec).await?;
+    }
     let author = call.author(action);
     let changed = call.api.cluster().roll_back(author, &id, revision).await?;
     changed_answer(&call.api, StatusCode::OK, id, &changed)

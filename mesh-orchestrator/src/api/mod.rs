@@ -15,6 +15,7 @@
 //! - No answer contains a secret, except a token when it is created, and webhooks' URLs.
 
 mod access;
+mod admission;
 mod backups;
 mod call;
 mod caller;

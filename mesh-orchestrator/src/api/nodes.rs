@@ -58,10 +58,11 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
 
 pub(super) async fn remove(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?;
+    let force = call.switch("force")?;
     call.api
         .cluster()
         .change(call.author("remove"), |state, _| {
-            commands::remove_node(state, &id)
+            commands::remove_node(state, &id, force)
         })
         .await?;
     no_content()

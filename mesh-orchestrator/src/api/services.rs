@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     Api,
     call::Call,
+    caller::Caller,
     error::ApiError,
     files, patch,
     respond::{no_content, ok, tagged},
@@ -71,6 +72,7 @@ pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
 
 pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let spec = ServiceSpec::from_json(call.body())?;
+    call.caller.admit(&spec)?;
     files::check_references(&call.api, &spec).await?;
     let id = call.api.cluster().new_service_id();
     let changed = call
@@ -85,6 +87,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
 
 pub(super) async fn replace(call: Call) -> Result<Response, ApiError> {
     let spec = ServiceSpec::from_json(call.body())?;
+    call.caller.admit(&spec)?;
     files::check_references(&call.api, &spec).await?;
     let service = find(&call)?;
     let version = expected_version(&call, &service)?;
@@ -118,6 +121,12 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
     // Validated once here, where an error is the caller's fault, and again on the current specification
     // below.
     let spec = patched(&service.spec, &patch)?;
+    call.caller.admit(&spec)?;
+    // Another change in between must not bring in what this check has not seen.
+    let version = match &call.caller {
+        Caller::Token { .. } => version.or(Some(service.version)),
+        Caller::Administrator | Caller::Anyone => version,
+    };
     files::check_references(&call.api, &spec).await?;
     let id = service.id.clone();
     let changed = call

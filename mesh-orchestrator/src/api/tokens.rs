@@ -3,12 +3,14 @@
 use axum::{http::StatusCode, response::Response};
 
 use super::{
+    admission::Rules,
     call::Call,
+    caller::Caller,
     credentials::{Credential, MARK, fingerprint, key, new_secret},
     error::ApiError,
     records,
     respond::{json, no_content, ok},
-    types::{Confidential, TokenCreate, TokenCreated, TokenView},
+    types::{Confidential, Scope, TokenCreate, TokenCreated, TokenView},
 };
 use crate::{
     spec::{SpecError, name::check_name},
@@ -32,8 +34,11 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let TokenCreate {
         name,
         mut scopes,
+        allow,
+        ports,
         expires_at,
     } = call.json()?;
+    let rules = Rules { allow, ports };
     check_name("name", &name)?;
     scopes.sort_unstable();
     scopes.dedup();
@@ -44,6 +49,15 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
             format!("the token cannot allow {beyond}: your own token does not have this scope"),
+        ));
+    }
+    if let Caller::Token { rules: own, .. } = &call.caller
+        && !call.caller.may(Scope::All)
+        && !own.include(&rules)
+    {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "the token cannot allow its services more than your own token does: name permissions and ports that it has",
         ));
     }
     let now = call.api.cluster().clock().now();
@@ -64,6 +78,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let token = Confidential::from(format!("{MARK}{name}.{}", new_secret()?.as_str()));
     let stored = Credential {
         scopes,
+        rules,
         created_at: now,
         expires_at,
         sha256: fingerprint(token.expose()),
@@ -103,6 +118,8 @@ fn view(name: &str, stored: Credential) -> TokenView {
     TokenView {
         name: name.to_owned(),
         scopes: stored.scopes,
+        allow: stored.rules.allow,
+        ports: stored.rules.ports,
         created_at: stored.created_at,
         expires_at: stored.expires_at,
     }

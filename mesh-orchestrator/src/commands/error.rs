@@ -49,4 +49,9 @@ pub enum CommandError {
     /// The node is still ready.
     #[error("node {0} is not down: drain it and stop its agent first")]
     NodeNotDown(NodeId),
+    /// Nothing is known of the node.
+    #[error(
+        "the status of node {0} is unknown, so that its tasks may run: wait until it is down, or use --force if it is switched off"
+    )]
+    NodeUnknown(NodeId),
 }

@@ -99,14 +99,17 @@ pub fn set_node_status(
     Ok(put_node(state, node, now))
 }
 
-/// Removes a node that is not ready.
+/// Removes a node that is down. Its tasks may run while its status is unknown, so that it takes `force` to have
+/// them run elsewhere. A ready node would be back at once.
 ///
 /// # Errors
-/// If there is no such node, or it is ready.
-pub fn remove_node(state: &State, id: &NodeId) -> Result<Vec<ObjectChange>, CommandError> {
-    let node = known_node(state, id)?;
-    if node.status == NodeStatus::Ready {
-        return Err(CommandError::NodeNotDown(id.clone()));
+/// If there is no such node, or it is ready, or its status is unknown.
+pub fn remove_node(state: &State, id: &NodeId, force: bool) -> Result<Vec<ObjectChange>, CommandError> {
+    match known_node(state, id)?.status {
+        NodeStatus::Down => {}
+        NodeStatus::Unknown if force => {}
+        NodeStatus::Unknown => return Err(CommandError::NodeUnknown(id.clone())),
+        NodeStatus::Ready => return Err(CommandError::NodeNotDown(id.clone())),
     }
     Ok(vec![ObjectChange::RemoveNode(id.clone())])
 }
@@ -116,4 +119,23 @@ fn known_node<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, CommandErro
         .nodes()
         .get(id)
         .ok_or_else(|| CommandError::UnknownNode(id.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loops::testing::Cluster;
+
+    #[test]
+    fn a_node_whose_tasks_may_run_is_removed_by_force_only() {
+        let mut cluster = Cluster::of(1);
+        let id = NodeId::from("node1");
+        let mut may = |status, force| {
+            cluster.set_status("node1", status);
+            remove_node(cluster.state(), &id, force).is_ok()
+        };
+        assert!(may(NodeStatus::Down, false) && may(NodeStatus::Down, true));
+        assert!(!may(NodeStatus::Unknown, false) && may(NodeStatus::Unknown, true));
+        assert!(!may(NodeStatus::Ready, false) && !may(NodeStatus::Ready, true));
+    }
 }

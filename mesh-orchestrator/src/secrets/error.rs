@@ -17,6 +17,9 @@ pub enum VaultError {
         /// What is wrong with it.
         source: InvalidKey,
     },
+    /// There is no new key to use.
+    #[error("no new key was prepared: rotate without --finish first, and copy the key file to all nodes")]
+    NotPrepared,
     /// Larger than Docker allows.
     #[error("a {kind} of {found} bytes is too large; the limit is {}", kind.max_bytes())]
     TooLarge {

@@ -192,18 +192,39 @@ impl KeyRing {
         self.keys.iter().map(|(key, _)| key.id().0).collect()
     }
 
-    /// Adds a new key and makes it the active one; the older ones stay for what they have encrypted.
+    /// Adds a new key that is not used yet, and returns its identifier.
     ///
     /// # Errors
     /// When the file cannot be written; nothing has changed then.
-    pub fn add_key(&mut self, now: Timestamp) -> Result<(), KeyFileError> {
+    pub fn prepare_key(&mut self, now: Timestamp) -> Result<String, KeyFileError> {
         let key = Key::generate()?;
+        let id = key.id().0;
         let mut next = self.clone();
-        next.active = key.id();
         next.keys.push((key, now));
         next.write(true)?;
         *self = next;
+        Ok(id)
+    }
+
+    /// Makes one of the keys the active one.
+    ///
+    /// # Errors
+    /// When it is missing, or the file cannot be written; nothing has changed then.
+    pub fn activate(&mut self, id: &str) -> Result<(), KeyFileError> {
+        let mut next = self.clone();
+        let key = self.keys.iter().map(|(key, _)| key.id()).find(|key| key.0 == id);
+        next.active = key.ok_or_else(|| self.unknown(id))?;
+        next.write(true)?;
+        *self = next;
         Ok(())
+    }
+
+    /// The key that was prepared and is not used yet: the newest, unless that is the active one.
+    #[must_use]
+    pub fn prepared(&self) -> Option<String> {
+        let (newest, _) = self.keys.iter().max_by_key(|(_, created_at)| *created_at)?;
+        let id = newest.id();
+        (id != self.active).then_some(id.0)
     }
 
     /// Removes a key that no longer encrypts anything.
@@ -373,7 +394,10 @@ mod tests {
         let old = ring.active().to_owned();
         let sealed = ring.seal(&plaintext(), "x").unwrap();
         assert!(matches!(ring.remove_key(&old), Err(KeyFileError::InUse(_))));
-        ring.add_key(Timestamp(2)).unwrap();
+        let prepared = ring.prepare_key(Timestamp(2)).unwrap();
+        assert_eq!(ring.prepared(), Some(prepared.clone()));
+        ring.activate(&prepared).unwrap();
+        assert_eq!(ring.prepared(), None);
         assert_ne!(ring.seal(&plaintext(), "x").unwrap().key_id(), old);
         assert_eq!(ring.open(&sealed, "x").unwrap(), plaintext());
         let mut ring = KeyRing::load(&path).unwrap().unwrap();

@@ -3,13 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use super::{
     error::VaultError,
-    key_file::KeyRing,
+    key_file::{KeyFileError, KeyRing},
     record::{Kind, Record},
     sealed::Plaintext,
 };
@@ -74,6 +74,7 @@ impl Vault {
         now: Timestamp,
     ) -> Result<(), VaultError> {
         let key = key(kind, name)?;
+        self.follow_active().await?;
         let record = self.seal(kind, name, &key, labels, value, (now, now))?;
         match self.put(key, Expected::Absent, &record).await {
             Err(VaultError::Store(StoreError::Conflict { .. })) => Err(VaultError::Exists {
@@ -96,6 +97,7 @@ impl Vault {
         now: Timestamp,
     ) -> Result<(), VaultError> {
         let key = key(kind, name)?;
+        self.follow_active().await?;
         loop {
             let (expected, labels, created_at) = match self.find(&key).await? {
                 Some((record, revision)) => (Expected::At(revision), record.labels, record.created_at),
@@ -139,7 +141,71 @@ impl Vault {
     pub async fn reveal(&self, kind: Kind, name: &str) -> Result<Plaintext, VaultError> {
         let record = self.inspect(kind, name).await?;
         let key = key(kind, name)?;
-        Ok(self.keys().open(&record.sealed, key.as_str())?)
+        let opened = self.keys().open(&record.sealed, key.as_str());
+        match opened {
+            // The file may have been replaced since, by one with a new key.
+            Err(KeyFileError::Unknown { .. }) => {
+                self.reload()?;
+                Ok(self.keys().open(&record.sealed, key.as_str())?)
+            }
+            opened => Ok(opened?),
+        }
+    }
+
+    /// Replaces the key that encrypts everything. The first time, a new key is added to this machine's file, and
+    /// not used. When all nodes have that file, `finish`: everything is encrypted with it, and what the other nodes
+    /// encrypt from then on, too. Returns the new key's identifier, and how many values were encrypted again;
+    /// `None` if it is not used yet.
+    ///
+    /// # Errors
+    /// [`VaultError::NotPrepared`]; as [`Self::reencrypt`].
+    pub async fn rotate(&self, now: Timestamp, finish: bool) -> Result<(String, Option<usize>), VaultError> {
+        self.reload()?;
+        let prepared = self.keys().prepared();
+        if !finish {
+            let id = match prepared {
+                Some(id) => id,
+                None => {
+                    let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+                    keys.prepare_key(now)?
+                }
+            };
+            return Ok((id, None));
+        }
+        // After a failure the key is active already, and not everything is encrypted with it.
+        let others = self.keys().key_ids().len() > 1;
+        let id = match prepared {
+            Some(id) => {
+                let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+                keys.activate(&id)?;
+                id
+            }
+            None if others => self.keys().active().to_owned(),
+            None => return Err(VaultError::NotPrepared),
+        };
+        Ok((id, Some(self.reencrypt().await?)))
+    }
+
+    /// The key file.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.keys().path().to_owned()
+    }
+
+    /// Makes the key active that the store says is: another node may have replaced it.
+    async fn follow_active(&self) -> Result<(), VaultError> {
+        let Some((active, _)) = active_key(self.store.as_ref()).await? else {
+            return Ok(());
+        };
+        if self.keys().active() == active {
+            return Ok(());
+        }
+        self.reload()?;
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        match keys.active() == active {
+            true => Ok(()),
+            false => Ok(keys.activate(&active)?),
+        }
     }
 
     /// Removes a value.
@@ -158,16 +224,6 @@ impl Vault {
             .delete(key);
         self.store.commit(transaction).await?;
         Ok(())
-    }
-
-    /// Adds a new key to this machine's key file. On several nodes, copy the file to all of them (each reads
-    /// it again with [`Self::reload`]) before [`Self::reencrypt`].
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn add_key(&self, now: Timestamp) -> Result<(), VaultError> {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(keys.add_key(now)?)
     }
 
     /// Reads the key file again.

@@ -72,6 +72,12 @@ impl PortRange {
         }
     }
 
+    /// Whether a port is in it.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
     /// The ports, in order.
     pub fn iter(self) -> impl Iterator<Item = u16> {
         self.first..=self.last

@@ -193,3 +193,82 @@ async fn a_token_cannot_allow_more_than_its_creator_may() -> Result<()> {
         .expect(StatusCode::CREATED)?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_services_of_a_token_have_no_power_over_nodes_unless_it_says_so() -> Result<()> {
+    let server = Server::start().await?;
+    let plain = token(&server, "plain", &["services:write", "tokens:write"]).await?;
+    let rules = json!({"name": "granted", "scopes": ["services:write", "tokens:write"],
+                       "allow": ["bind:/srv"], "ports": ["443"]});
+    let made = server
+        .post("/v1/tokens", rules)
+        .await?
+        .expect(StatusCode::CREATED)?;
+    assert_eq!(
+        (&made.json["allow"], &made.json["ports"]),
+        (&json!(["bind:/srv"]), &json!([443]))
+    );
+    let granted = made.json["token"].as_str().context("token")?.to_owned();
+    let all = token(&server, "all", &["all"]).await?;
+    let send = async |token: &str, method: Method, path: &str, body: &serde_json::Value| {
+        let request = server.request_as(Some(token), method, path)?;
+        request.json(body).send().await
+    };
+    let with_mount = |name: &str, source: &str| {
+        let mut spec = spec(name, 0);
+        let mount = json!([{"type": "bind", "source": source, "target": "/data"}]);
+        spec["task_template"]["container_spec"]["mounts"] = mount;
+        spec
+    };
+    let (created, forbidden) = (StatusCode::CREATED, StatusCode::FORBIDDEN);
+    let socket = with_mount("socket", "/run/mesh/admin.sock");
+    for refused in [&plain, &granted] {
+        let answer = send(refused, Method::POST, "/v1/services", &socket).await?;
+        answer.error(forbidden, "bind:/run/mesh/admin.sock")?;
+    }
+    send(&all, Method::POST, "/v1/services", &socket)
+        .await?
+        .expect(created)?;
+    let data = with_mount("data", "/srv/data");
+    send(&plain, Method::POST, "/v1/services", &data)
+        .await?
+        .expect(forbidden)?;
+    send(&granted, Method::POST, "/v1/services", &data)
+        .await?
+        .expect(created)?;
+
+    // Nor does a change of a service that has it already, or one back to it.
+    let patch = json!({"task_template": {"container_spec": {"image": "evil:1"}}});
+    let path = "/v1/services/socket";
+    send(&plain, Method::PATCH, path, &patch)
+        .await?
+        .expect(forbidden)?;
+    let clean = json!({"task_template": {"container_spec": {"mounts": []}}});
+    send(&plain, Method::PATCH, path, &clean)
+        .await?
+        .expect(StatusCode::OK)?;
+    let back = send(&plain, Method::POST, "/v1/services/socket/rollback", &json!({})).await?;
+    back.expect(forbidden)?;
+
+    let mut web = spec("web", 0);
+    web["endpoint_spec"] = json!({"ports": [{"target_port": "80", "published_port": "8080"}]});
+    let refused = send(&granted, Method::POST, "/v1/services", &web).await?;
+    refused.error(forbidden, "one of 443")?;
+    web["endpoint_spec"]["ports"][0]["published_port"] = json!("443");
+    send(&granted, Method::POST, "/v1/services", &web)
+        .await?
+        .expect(created)?;
+
+    // A token that makes tokens gives no more than it has.
+    for (maker, allow, status) in [
+        (&plain, json!(["host-network"]), forbidden),
+        (&granted, json!(["bind:/"]), forbidden),
+        (&granted, json!(["bind:/srv/data"]), created),
+    ] {
+        let child = json!({"name": "child", "scopes": ["services:write"], "allow": allow, "ports": ["443"]});
+        send(maker, Method::POST, "/v1/tokens", &child)
+            .await?
+            .expect(status)?;
+    }
+    Ok(())
+}

@@ -144,3 +144,40 @@ async fn no_answer_contains_the_password_of_a_registry() -> Result<()> {
     assert_eq!(server.get("/v1/registries").await?.json, json!([]));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_the_secrets_is_replaced() -> Result<()> {
+    let path = "/v1/secrets-key/rotate";
+    let server = Server::start().await?;
+    let secret = json!({"name": "key", "data": STANDARD.encode(VALUE)});
+    server
+        .post("/v1/secrets", secret.clone())
+        .await?
+        .expect(StatusCode::CREATED)?;
+    let rotated = server.post(path, json!({})).await?.expect(StatusCode::OK)?;
+    assert_eq!(
+        (&rotated.json["finished"], &rotated.json["encrypted"]),
+        (&json!(true), &json!(1))
+    );
+    // With a second node, which has to be given the file first.
+    let server = Server::start_two().await?;
+    server
+        .post("/v1/secrets", secret)
+        .await?
+        .expect(StatusCode::CREATED)?;
+    server
+        .post(path, json!({"finish": true}))
+        .await?
+        .expect(StatusCode::CONFLICT)?;
+    let prepared = server.post(path, json!({})).await?.expect(StatusCode::OK)?;
+    assert_eq!(prepared.json["finished"], false);
+    let finished = server
+        .post(path, json!({"finish": true}))
+        .await?
+        .expect(StatusCode::OK)?;
+    assert_eq!(
+        (&finished.json["key"], &finished.json["encrypted"]),
+        (&prepared.json["key"], &json!(1))
+    );
+    Ok(())
+}

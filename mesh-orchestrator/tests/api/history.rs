@@ -92,3 +92,33 @@ async fn the_error_for_a_revision_that_is_not_kept_lists_the_kept_ones() -> Resu
     error.error(StatusCode::CONFLICT, "no revision before 1")?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_to_a_secret_that_was_removed_is_refused() -> Result<()> {
+    let server = Server::start().await?;
+    let secret = json!({"name": "key", "data": "aGVsbG8="});
+    server
+        .post("/v1/secrets", secret)
+        .await?
+        .expect(StatusCode::CREATED)?;
+    let mut with_secret = spec("web", 0);
+    with_secret["task_template"]["container_spec"]["secrets"] = json!([{"source": "key"}]);
+    server.create(with_secret).await?;
+    let patch = json!({"task_template": {"container_spec": {"secrets": []}}});
+    let patched = server.request(Method::PATCH, "/v1/services/web")?;
+    patched.json(&patch).send().await?.expect(StatusCode::OK)?;
+    server
+        .until("web", |view| {
+            let update = view.update_status.as_ref();
+            update.is_none_or(|update| update.completed_at.is_some())
+        })
+        .await?;
+    let removed = server.request(Method::DELETE, "/v1/secrets/key")?.send().await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    for request in [json!({}), json!({"revision": 1})] {
+        let refused = server.post("/v1/services/web/rollback", request).await?;
+        refused.error(StatusCode::BAD_REQUEST, "existing secret")?;
+    }
+    assert_eq!(server.service("web").await?.author.action, "update");
+    Ok(())
+}

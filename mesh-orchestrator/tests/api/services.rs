@@ -186,7 +186,7 @@ async fn an_error_names_the_field_its_value_and_what_is_allowed() -> Result<()> 
     large
         .send()
         .await?
-        .error(StatusCode::PAYLOAD_TOO_LARGE, "at most 1048576 bytes")?;
+        .error(StatusCode::PAYLOAD_TOO_LARGE, "at most 700000 bytes")?;
     let cut = server
         .request(Method::POST, "/v1/services")?
         .body(b"{\"name\":".to_vec());

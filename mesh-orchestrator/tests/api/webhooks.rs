@@ -1,8 +1,14 @@
 //! Webhooks update their service for anyone who has the URL. Calls are limited and recorded.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 use crate::{
     client::Answer,
@@ -218,5 +224,42 @@ async fn a_webhook_without_a_complete_url_says_what_is_missing() -> Result<()> {
     let listed = server.get(path).await?;
     assert_eq!(listed.json[0]["url"], format!("https://mesh.example{url}"));
     assert!(listed.json[0].get("note").is_none(), "{}", listed.text);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_a_webhook_holds_for_all_nodes_together() -> Result<()> {
+    let server = Server::start_two().await?;
+    server.create(spec("web", 0)).await?;
+    let path = hook(&server, "web", "ci").await?;
+    let mut accepted = 0;
+    for number in 0..10 {
+        let request = match number % 2 {
+            0 => server.request(Method::POST, &path)?,
+            _ => server.request_at_other(Method::POST, &path)?,
+        };
+        accepted += u32::from(request.send().await?.status == StatusCode::OK);
+    }
+    // One more if ten seconds went by.
+    assert!((6..=7).contains(&accepted), "{accepted} calls were accepted");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_a_call_is_read_only_if_the_webhook_exists() -> Result<()> {
+    let server = Server::start().await?;
+    let secret = "A".repeat(43);
+    for path in ["/v1/webhooks/AAAA", &format!("/v1/webhooks/{secret}")] {
+        // The body never comes.
+        let mut stream = tokio::net::UnixStream::connect(server.folder.path().join("one.tokens")).await?;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: mesh\r\ncontent-length: 1000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = [0; 12];
+        let read = stream.read_exact(&mut answer);
+        timeout(Duration::from_secs(5), read)
+            .await
+            .context("no answer")??;
+        assert_eq!(&answer, b"HTTP/1.1 404");
+    }
     Ok(())
 }

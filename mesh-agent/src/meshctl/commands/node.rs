@@ -78,6 +78,9 @@ pub struct Update {
 /// Nodes to remove.
 #[derive(Debug, Args)]
 pub struct Remove {
+    /// Remove a node whose status is unknown, too: it is switched off for good
+    #[arg(long, short = 'f')]
+    force: bool,
     /// Nodes, by host name or id
     #[arg(required = true, value_name = "NODE")]
     nodes: Vec<String>,
@@ -120,9 +123,10 @@ pub(super) async fn run(api: &Api, command: NodeCommand) -> Result<(), Failure> 
             say(&update.node)
         }
         NodeCommand::Rm(remove) => {
+            let query: &[(&str, &str)] = if remove.force { &[("force", "true")] } else { &[] };
             each(&remove.nodes, |node| async move {
                 let id = view(api, &node).await?.node.id;
-                api.delete(&["nodes", id.as_str()]).await?;
+                api.delete_with(&["nodes", id.as_str()], query).await?;
                 Ok(node)
             })
             .await

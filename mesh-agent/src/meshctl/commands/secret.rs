@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
 use mesh_orchestrator::{
-    api::types::{SecretCreate, SecretView},
+    api::types::{KeyRotation, KeyRotationRequest, SecretCreate, SecretView},
     secrets::Kind,
 };
 
@@ -27,6 +27,11 @@ pub enum SecretCommand {
     Ls(ListFlags),
     /// Display detailed information on one or more secrets
     Inspect(Inspect),
+    /// Replace the key that encrypts secrets, configs and credentials
+    ///
+    /// Where there are several nodes, the first call adds a key to this node's key file. Copy that file to all
+    /// nodes, then call it again with --finish. Backups made before need a copy of the earlier file.
+    RotateKey(RotateKey),
     /// Remove one or more secrets
     #[command(visible_alias = "remove")]
     Rm(Remove),
@@ -53,6 +58,14 @@ pub struct Inspect {
     secrets: Vec<String>,
     #[command(flatten)]
     inspect: InspectFlags,
+}
+
+/// A new key.
+#[derive(Debug, Args)]
+pub struct RotateKey {
+    /// Use the new key: all nodes have the key file with it
+    #[arg(long)]
+    finish: bool,
 }
 
 /// Secrets to remove.
@@ -87,6 +100,23 @@ pub(super) async fn run(api: &Api, command: SecretCommand) -> Result<(), Failure
                 .inspect
                 .each(&asked.secrets, ask, inspect::secret, files::secret_pretty)
                 .await
+        }
+        SecretCommand::RotateKey(RotateKey { finish }) => {
+            let rotated: KeyRotation = api
+                .post(&["secrets-key", "rotate"], &KeyRotationRequest { finish })
+                .await?;
+            let KeyRotation {
+                finished,
+                key,
+                file,
+                encrypted,
+            } = rotated;
+            say(&match finished {
+                true => format!("The key {key} is in use; {encrypted} values were encrypted with it"),
+                false => format!(
+                    "Added the key {key} to {file}: copy this file to all nodes, then run meshctl secret rotate-key --finish"
+                ),
+            })
         }
         SecretCommand::Rm(remove) => remove_each(api, "secrets", &remove.secrets).await,
     }

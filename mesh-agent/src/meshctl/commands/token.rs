@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use mesh_orchestrator::api::types::{Scope, TokenCreate, TokenCreated, TokenView};
+use mesh_orchestrator::{
+    api::types::{Grant, Scope, TokenCreate, TokenCreated, TokenView},
+    spec::PortRange,
+};
 
 use super::{PlainListFlags, now, remove_each, say};
 use crate::meshctl::{client::Api, failure::Failure, flags::units, views::operator};
@@ -27,6 +30,13 @@ pub struct Create {
     /// What it allows: all, or <kind>:read or <kind>:write such as services:write
     #[arg(long, required = true, value_name = "SCOPE", value_delimiter = ',')]
     scope: Vec<Scope>,
+    /// What its services may have beyond ordinary containers: bind:/folder, host-network, capability:NAME,
+    /// device:/dev/name
+    #[arg(long, value_name = "PERMISSION", value_delimiter = ',')]
+    allow: Vec<Grant>,
+    /// The only ports that its services may publish, such as 443,8000-8099 [default: any]
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    ports: Option<Vec<PortRange>>,
     /// Time until it expires (ms|s|m|h) [default: never]
     #[arg(long, value_name = "DURATION", value_parser = units::time)]
     expires: Option<Duration>,
@@ -48,6 +58,8 @@ pub(super) async fn run(api: &Api, command: TokenCommand) -> Result<(), Failure>
             let body = TokenCreate {
                 name: create.name,
                 scopes: create.scope,
+                allow: create.allow,
+                ports: create.ports,
                 expires_at: create.expires.map(|time| now() + time),
             };
             let made: TokenCreated = api.post(&["tokens"], &body).await?;

@@ -47,10 +47,12 @@ pub(crate) const TOKENS: Layout = Layout {
     fields: &[
         ("Name", "NAME"),
         ("Scopes", "SCOPES"),
+        ("Allow", "ALLOW"),
+        ("Ports", "PORTS"),
         ("CreatedAt", "CREATED"),
         ("ExpiresAt", "EXPIRES"),
     ],
-    table: r"{{.Name}}\t{{.Scopes}}\t{{.CreatedAt}}\t{{.ExpiresAt}}",
+    table: r"{{.Name}}\t{{.Scopes}}\t{{.Allow}}\t{{.Ports}}\t{{.CreatedAt}}\t{{.ExpiresAt}}",
     quiet: "{{.Name}}",
     raw: &[],
 };
@@ -96,6 +98,17 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
         .iter()
         .map(|token| {
             let scopes: Vec<String> = token.scopes.iter().map(ToString::to_string).collect();
+            let allow: Vec<String> = token.allow.iter().map(ToString::to_string).collect();
+            let ports = token.ports.as_ref().map_or_else(
+                || "any".to_owned(),
+                |ports| {
+                    ports
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(",")
+                },
+            );
             let expires = match token.expires_at {
                 None => "never".to_owned(),
                 Some(at) if at <= now => "expired".to_owned(),
@@ -104,6 +117,8 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
             TOKENS.row([
                 token.name.as_str().into(),
                 scopes.join(",").into(),
+                allow.join(",").into(),
+                ports.into(),
                 ago(token.created_at, now).into(),
                 expires.into(),
             ])

@@ -12,14 +12,19 @@ use crate::api::{
     operation::Operation,
     orchestrator, registries, tokens,
     types::{
-        BackupDetail, BackupView, ConfigCreate, ConfigView, EventView, NodePatch, NodeView, OrchestratorView,
-        RegistryLogin, RegistryView, Resource, RestoreRequest, SecretCreate, SecretView, TokenCreate,
-        TokenCreated, TokenView,
+        BackupDetail, BackupView, ConfigCreate, ConfigView, EventView, KeyRotation, KeyRotationRequest,
+        NodePatch, NodeView, OrchestratorView, RegistryLogin, RegistryView, Resource, RestoreRequest,
+        SecretCreate, SecretView, TokenCreate, TokenCreated, TokenView,
     },
 };
 
 /// Backups of large clusters take long.
 const BACKUP_PATIENCE: Duration = Duration::from_secs(300);
+
+const FORCE: &[Argument] = &[Argument::once(
+    "force",
+    "Whether to remove a node whose status is unknown, too.",
+)];
 
 const AFTER: &[Argument] = &[Argument::once(
     "after",
@@ -64,6 +69,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             "Removes a node that is down.",
             nodes::remove,
         )
+        .arguments(FORCE)
         .writes(Nodes),
         Operation::new(
             POST,
@@ -110,6 +116,18 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             files::remove_secret,
         )
         .writes(Secrets),
+        // Whoever does this decides what all nodes can decrypt, so it requires the scope `all`.
+        Operation::new(
+            POST,
+            "/v1/secrets-key/rotate",
+            "rotateSecretsKey",
+            "Replaces the key that encrypts secrets, in two steps where there are several nodes.",
+            files::rotate_key,
+        )
+        .takes::<KeyRotationRequest>()
+        .or_nothing()
+        .answers::<KeyRotation>(StatusCode::OK)
+        .within(BACKUP_PATIENCE),
         Operation::new(
             GET,
             "/v1/configs",

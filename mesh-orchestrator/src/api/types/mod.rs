@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod grant;
 mod logs;
 mod node;
 mod operator;
@@ -19,11 +20,12 @@ pub use error::{ErrorAnswer, ErrorDetail};
 pub use files::{
     Confidential, ConfigCreate, ConfigView, RegistryLogin, RegistryView, SecretCreate, SecretView,
 };
+pub use grant::{Grant, InvalidGrant};
 pub use logs::{LogLine, LogStream};
 pub use node::{NodePatch, NodeView};
 pub use operator::{
-    BackupContent, BackupDetail, BackupView, OrchestratorView, RestoreRequest, TokenCreate, TokenCreated,
-    TokenView,
+    BackupContent, BackupDetail, BackupView, KeyRotation, KeyRotationRequest, OrchestratorView,
+    RestoreRequest, TokenCreate, TokenCreated, TokenView,
 };
 pub use scope::{InvalidScope, Resource, Scope};
 pub use service::{HistoryEntry, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged, ServiceView};

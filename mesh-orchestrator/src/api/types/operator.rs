@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Confidential, Scope};
-use crate::{objects::Timestamp, store::Revision};
+use super::{Confidential, Grant, Scope};
+use crate::{objects::Timestamp, spec::PortRange, store::Revision};
 
 /// A backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -71,6 +71,12 @@ pub struct TokenCreate {
     pub name: String,
     /// Its scopes; at least one.
     pub scopes: Vec<Scope>,
+    /// What its holder's services may have beyond ordinary containers. The scope `all` needs none of it.
+    #[serde(default)]
+    pub allow: Vec<Grant>,
+    /// The ports that its holder's services may publish; any if left out.
+    #[serde(default)]
+    pub ports: Option<Vec<PortRange>>,
     /// When it expires; never if left out.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
@@ -83,6 +89,12 @@ pub struct TokenView {
     pub name: String,
     /// Its scopes.
     pub scopes: Vec<Scope>,
+    /// What its holder's services may have beyond ordinary containers.
+    #[serde(default)]
+    pub allow: Vec<Grant>,
+    /// The ports that its holder's services may publish; any if left out.
+    #[serde(default)]
+    pub ports: Option<Vec<PortRange>>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it expires.
@@ -121,4 +133,25 @@ pub struct OrchestratorView {
     pub services: u32,
     /// Number of running tasks.
     pub tasks: u32,
+}
+
+/// How to replace the key that encrypts secrets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeyRotationRequest {
+    /// Whether to use the new key now: all nodes have the key file with it.
+    pub finish: bool,
+}
+
+/// How far the replacement of the key is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyRotation {
+    /// Whether the new key is in use. If not, copy the key file to all nodes, then finish.
+    pub finished: bool,
+    /// The new key's identifier.
+    pub key: String,
+    /// The key file of the node that answers.
+    pub file: String,
+    /// Number of values that were encrypted again.
+    pub encrypted: usize,
 }

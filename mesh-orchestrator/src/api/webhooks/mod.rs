@@ -1,7 +1,7 @@
 //! Webhooks: secret URLs whose call updates a service to the image that its tag refers to now.
 //!
 //! The secret is in the vault, so that the URL can be shown again. A call is looked up by the hash of the
-//! secret, at `/webhook-urls/<hash>`. The last calls are at `/webhook-calls/<service>/<time>`.
+//! secret, at `/webhook-urls/<hash>`; `/webhook-limits/<hash>` says how often it was called. The last calls are at `/webhook-calls/<service>/<time>`.
 
 mod calls;
 mod roll;
@@ -9,7 +9,7 @@ mod stored;
 
 use axum::{http::StatusCode, response::Response};
 
-use self::stored::{Found, Stored, look_up, sealed_name, url_key};
+use self::stored::{Found, Stored, bucket_key, look_up, sealed_name, url_key};
 pub(super) use self::{calls::calls, roll::call};
 use super::{
     Api,
@@ -141,7 +141,10 @@ pub(super) async fn forget(api: &Api, service: &ServiceId) {
 /// Removes the URL first, without which the webhook cannot be called.
 async fn forget_one(api: &Api, service: &ServiceId, name: &str) -> Result<(), ApiError> {
     if let Some(found) = look_up(api, service, name).await? {
-        api.store().commit(Transaction::new().delete(found.key)).await?;
+        let transaction = Transaction::new()
+            .delete(bucket_key(found.key.name())?)
+            .delete(found.key);
+        api.store().commit(transaction).await?;
     }
     match api
         .vault()

@@ -1,22 +1,23 @@
 //! The call of a webhook: resolves the image's tag again and updates the service by its update policy.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{http::StatusCode, response::Response};
 use mesh_support::error_chain;
 use tokio::time::timeout;
 
-use super::{calls, stored::Stored};
+use super::{
+    calls,
+    stored::{Stored, bucket_key},
+};
 use crate::{
     api::{
         Api,
         call::Call,
-        credentials::fingerprint,
+        credentials::{fingerprint, is_secret},
         error::ApiError,
         images::{is_digest, tagged},
+        limits::{Bucket, RateLimit},
         records,
         respond::ok,
         service_access::update_anyway,
@@ -25,7 +26,13 @@ use crate::{
     commands::{CommandError, known_service},
     objects::{ObjectChange, ServiceId, State, Timestamp},
     spec::{ServiceMode, ServiceSpec},
-    store::{Expected, Key, Revision, Transaction},
+    store::{Expected, Key, Revision, StoreError, Transaction},
+};
+
+/// Six calls of a webhook are accepted in a burst, then one every ten seconds.
+const LIMIT: RateLimit = RateLimit {
+    burst: 6,
+    interval: Duration::from_secs(10),
 };
 
 /// How long to wait for a registry. If it does not answer in time, the tag is used without a digest.
@@ -35,9 +42,16 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     let api = &call.api;
     // The same answer for unknown and disabled webhooks, so that it does not reveal which exist.
     let unknown = || ApiError::not_found("no such webhook, or it is disabled");
+    if !is_secret(call.segment("secret")) {
+        return Err(unknown());
+    }
     let fingerprint = fingerprint(call.segment("secret"));
     let key = Key::new(["webhook-urls", &fingerprint])?;
-    let Some((stored, revision)) = records::get::<Stored>(api.store(), &key).await? else {
+    let found = {
+        let _permit = api.look_ups().permit().await?;
+        records::get::<Stored>(api.store(), &key).await?
+    };
+    let Some((stored, revision)) = found else {
         return Err(unknown());
     };
     if !stored.enabled {
@@ -47,14 +61,9 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
         .cluster()
         .read(|state| state.service(&stored.service).cloned());
     let service = service.ok_or_else(unknown)?;
-    if let Err(wait) = api.webhook_limit().take(&fingerprint, Instant::now()) {
-        let seconds = wait.as_secs() + 1;
-        return Err(ApiError::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            format!("the webhook was called too often: try again in {seconds} s"),
-        )
-        .retry_after(seconds));
-    }
+    take(api, &fingerprint).await?;
+    // Whatever it says: a client that is cut off while it sends does not read the answer.
+    call.skip_body().await?;
     let image = service.spec.task_template.container_spec.image.clone();
     let (fresh, mut warnings) = look_up(api, &image).await;
     if matches!(service.spec.mode, ServiceMode::Replicated(settings) if settings.replicas == 0) {
@@ -90,6 +99,34 @@ pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     ok(&WebhookAnswer {
         warnings: (!warnings.is_empty()).then_some(warnings),
     })
+}
+
+/// Takes one call from the webhook's bucket, which all nodes share.
+async fn take(api: &Api, fingerprint: &str) -> Result<(), ApiError> {
+    let key = bucket_key(fingerprint)?;
+    loop {
+        let found = records::get::<Bucket>(api.store(), &key).await?;
+        let (bucket, expected) = match found {
+            Some((bucket, revision)) => (bucket, Expected::At(revision)),
+            None => (Bucket::default(), Expected::Absent),
+        };
+        let left = LIMIT.take(bucket, api.cluster().clock().now()).map_err(|wait| {
+            let seconds = wait.as_secs() + 1;
+            ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                format!("the webhook was called too often: try again in {seconds} s"),
+            )
+            .retry_after(seconds)
+        })?;
+        let transaction = Transaction::new()
+            .expect(key.clone(), expected)
+            .put(key.clone(), records::encode(&key, &left)?);
+        match api.store().commit(transaction).await {
+            // Called by another node at the same time.
+            Err(StoreError::Conflict { .. }) => {}
+            committed => return committed.map(drop).map_err(ApiError::from),
+        }
+    }
 }
 
 /// The image with the digest that its tag refers to now. Without a digest if the tag cannot be resolved: then

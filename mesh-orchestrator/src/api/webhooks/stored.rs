@@ -54,6 +54,11 @@ pub(super) fn sealed_name(service: &ServiceId, name: &str) -> String {
     format!("{service}.{name}")
 }
 
+/// Where it is stored how often a webhook was called lately.
+pub(super) fn bucket_key(fingerprint: &str) -> Result<Key, InvalidKey> {
+    Key::new(["webhook-limits", fingerprint])
+}
+
 pub(super) fn url_key(secret: &Plaintext) -> Result<Key, InvalidKey> {
     let secret = String::from_utf8_lossy(secret.expose());
     Key::new(["webhook-urls", &fingerprint(&secret)])

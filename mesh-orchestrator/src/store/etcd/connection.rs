@@ -5,7 +5,10 @@ use std::{
     error::Error as _,
     fmt, fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -122,51 +125,39 @@ enum Verdict {
 
 /// One client for each member. A call goes to the member that answered last.
 pub(super) struct Connection {
-    members: Vec<Client>,
+    members: RwLock<Vec<Client>>,
     preferred: AtomicUsize,
     timeout: Duration,
     name: String,
+    config: EtcdConfig,
 }
 
 impl Connection {
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         let name = config.endpoints.join(",");
-        let invalid = |source: Error| StoreError::Unavailable {
-            operation: "use the configuration",
-            store: name.clone(),
-            advice: "check the endpoints' URLs and the certificates",
-            source: Box::new(source),
-        };
-        if config.endpoints.is_empty() {
-            return Err(invalid(Error::InvalidArgs("there are no endpoints".to_owned())));
-        }
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(PROBE, PROBE)
-            .with_keep_alive_while_idle(true)
-            // A member without a leader refuses immediately and ends its watches, rather than blocking us.
-            .with_require_leader(true);
-        if let Some(tls) = &config.tls {
-            options = options.with_tls(
-                TlsOptions::new()
-                    .ca_certificate(Certificate::from_pem(&tls.authority))
-                    .identity(Identity::from_pem(&tls.certificate, tls.key.as_slice())),
-            );
-        }
-        let mut members = Vec::new();
-        for endpoint in &config.endpoints {
-            // Connects on first use.
-            let client = Client::connect([endpoint], Some(options.clone()))
-                .await
-                .map_err(invalid)?;
-            members.push(client);
-        }
+        let members = connect(config, &name).await?;
         Ok(Self {
-            members,
+            members: RwLock::new(members),
             preferred: AtomicUsize::new(0),
             timeout: config.timeout,
             name,
+            // The key is not kept.
+            config: EtcdConfig {
+                tls: None,
+                ..config.clone()
+            },
         })
+    }
+
+    /// Uses other certificates for new calls; those under way go on with the ones before.
+    pub(super) async fn renew(&self, tls: EtcdTls) -> Result<(), StoreError> {
+        let config = EtcdConfig {
+            tls: Some(tls),
+            ..self.config.clone()
+        };
+        let members = connect(&config, &self.name).await?;
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members;
+        Ok(())
     }
 
     pub(super) fn name(&self) -> &str {
@@ -175,13 +166,14 @@ impl Connection {
 
     /// The member to call, and its number for [`Self::avoid`].
     pub(super) fn member(&self) -> (usize, Client) {
-        let number = self.preferred.load(Ordering::Relaxed) % self.members.len();
-        (number, self.members[number].clone())
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let number = self.preferred.load(Ordering::Relaxed) % members.len();
+        (number, members[number].clone())
     }
 
     /// Directs later calls to the next member, unless another call has done so.
     pub(super) fn avoid(&self, number: usize) {
-        let next = (number + 1) % self.members.len();
+        let next = (number + 1) % self.config.endpoints.len();
         let _ = self
             .preferred
             .compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -234,7 +226,7 @@ impl Connection {
                 Verdict::NotDone | Verdict::Doubt => {}
             }
             failures += 1;
-            if failures % self.members.len() == 0 {
+            if failures % self.config.endpoints.len() == 0 {
                 sleep(PAUSE).await;
             }
             if Instant::now() >= end {
@@ -260,6 +252,40 @@ impl Connection {
             source: source.into(),
         }
     }
+}
+
+/// A client for each member, which connects on first use.
+async fn connect(config: &EtcdConfig, name: &str) -> Result<Vec<Client>, StoreError> {
+    let invalid = |source: Error| StoreError::Unavailable {
+        operation: "use the configuration",
+        store: name.to_owned(),
+        advice: "check the endpoints' URLs and the certificates",
+        source: Box::new(source),
+    };
+    if config.endpoints.is_empty() {
+        return Err(invalid(Error::InvalidArgs("there are no endpoints".to_owned())));
+    }
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(CONNECT)
+        .with_keep_alive(PROBE, PROBE)
+        .with_keep_alive_while_idle(true)
+        // A member without a leader refuses immediately and ends its watches, rather than blocking us.
+        .with_require_leader(true);
+    if let Some(tls) = &config.tls {
+        options = options.with_tls(
+            TlsOptions::new()
+                .ca_certificate(Certificate::from_pem(&tls.authority))
+                .identity(Identity::from_pem(&tls.certificate, tls.key.as_slice())),
+        );
+    }
+    let mut members = Vec::new();
+    for endpoint in &config.endpoints {
+        let client = Client::connect([endpoint], Some(options.clone()))
+            .await
+            .map_err(invalid)?;
+        members.push(client);
+    }
+    Ok(members)
 }
 
 impl fmt::Debug for Connection {

@@ -49,6 +49,14 @@ impl EtcdStore {
         Ok(store)
     }
 
+    /// Uses renewed certificates from now on. What runs goes on with the ones before.
+    ///
+    /// # Errors
+    /// When they cannot be used for TLS; nothing has changed then.
+    pub async fn renew(&self, tls: EtcdTls) -> Result<(), StoreError> {
+        self.inner.connection.renew(tls).await
+    }
+
     /// Writes our schema to an empty store, or reads the existing one. It is outside of the listed keys.
     async fn check_schema(&self) -> Result<(), StoreError> {
         let name = format!("{}.schema", self.inner.root);

@@ -37,6 +37,7 @@ type SharedStory = (&'static str, fn(&Cluster) -> Result<()>);
 pub(super) fn harmless_stories() -> Vec<SharedStory> {
     vec![
         ("foreign_certificates_are_refused", foreign),
+        ("renewed_certificates_are_used_without_a_restart", renewed),
         ("a_store_of_a_newer_release_stays_as_it_is", newer),
         ("two_roots_share_one_etcd", roots),
     ]
@@ -102,6 +103,31 @@ fn foreign(cluster: &Cluster) -> Result<()> {
             ..cluster.config("/mesh")
         };
         ensure!(EtcdStore::open(nonsense).await.is_err());
+        Ok(())
+    })
+}
+
+fn renewed(cluster: &Cluster) -> Result<()> {
+    run(async {
+        let config = EtcdConfig {
+            timeout: Duration::from_secs(2),
+            ..cluster.config("/renewed")
+        };
+        let store = EtcdStore::open(config).await?;
+        let write = async |value: &str| {
+            store
+                .commit(Transaction::new().put(key("things", 1), value))
+                .await
+        };
+        write("before").await?;
+        // Each is really used: one of another authority is refused.
+        let stranger = Authority::new()?;
+        store.renew(stranger.client(&cluster.authority)?).await?;
+        ensure!(write("refused").await.is_err());
+        store.renew(cluster.authority.client(&cluster.authority)?).await?;
+        write("after").await?;
+        let found = store.get(&key("things", 1)).await?;
+        ensure!(found.is_some_and(|entry| entry.value == b"after"));
         Ok(())
     })
 }

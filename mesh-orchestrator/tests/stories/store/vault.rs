@@ -19,6 +19,10 @@ pub(super) fn stories() -> Vec<Story> {
     vec![
         ("secrets_are_stored_encrypted_and_revealed_by_name", secrets),
         ("keys_are_rotated_without_losing_a_secret", rotation),
+        (
+            "a_key_is_replaced_on_several_nodes_while_they_work",
+            rotation_in_two_steps,
+        ),
         ("the_tunnels_secret_is_made_once_and_replaced_when_asked", tunnel),
         ("a_lost_key_file_is_not_replaced_by_a_new_one", lost_key),
     ]
@@ -161,11 +165,11 @@ fn rotation(subject: &Subject) -> Result<()> {
         }
         fs::copy(&path, &copy)?;
         let other = Vault::open(Arc::clone(store), &copy, Timestamp(3)).await?;
-        vault.add_key(Timestamp(4))?;
+        vault.rotate(Timestamp(4), false).await?;
         vault
             .create(Kind::Secret, "d", BTreeMap::new(), &secret("d"), Timestamp(5))
             .await?;
-        ensure!(vault.reencrypt().await? == 3);
+        ensure!(vault.rotate(Timestamp(6), true).await?.1 == Some(4));
         ensure!(vault.reencrypt().await? == 0);
         for name in ["a", "b", "c", "d"] {
             ensure!(vault.reveal(Kind::Secret, name).await? == secret(name));
@@ -182,6 +186,42 @@ fn rotation(subject: &Subject) -> Result<()> {
         fs::copy(&path, &copy)?;
         other.reload()?;
         ensure!(other.reveal(Kind::Secret, "a").await? == secret("a"));
+        Ok(())
+    })
+}
+
+fn rotation_in_two_steps(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let folder = tempfile::tempdir()?;
+        let (path, copy) = (folder.path().join("keys.json"), folder.path().join("copy.json"));
+        let one = Vault::open(Arc::clone(store), &path, Timestamp(1)).await?;
+        let create = async |vault: &Vault, name: &str| {
+            let value = secret(name);
+            let made = vault.create(Kind::Secret, name, BTreeMap::new(), &value, Timestamp(2));
+            made.await
+        };
+        create(&one, "a").await?;
+        fs::copy(&path, &copy)?;
+        let other = Vault::open(Arc::clone(store), &copy, Timestamp(1)).await?;
+        let refused = one.rotate(Timestamp(2), true).await;
+        ensure!(matches!(refused, Err(VaultError::NotPrepared)), "{refused:?}");
+        let (key, encrypted) = one.rotate(Timestamp(2), false).await?;
+        ensure!(encrypted.is_none());
+        ensure!(
+            one.rotate(Timestamp(3), false).await?.0 == key,
+            "a second key was made"
+        );
+        // Until all have the key, it encrypts nothing that another node could not read.
+        create(&one, "b").await?;
+        ensure!(other.reveal(Kind::Secret, "b").await? == secret("b"));
+        fs::copy(&path, &copy)?;
+        ensure!(one.rotate(Timestamp(4), true).await? == (key.clone(), Some(2)));
+        // The other node takes the new key from its file, to read and to write, without being told.
+        ensure!(other.reveal(Kind::Secret, "a").await? == secret("a"));
+        create(&other, "c").await?;
+        ensure!(one.reveal(Kind::Secret, "c").await? == secret("c"));
+        ensure!(KeyRing::load(&path)?.context("no key file")?.key_ids() == [key]);
         Ok(())
     })
 }

@@ -1,0 +1,225 @@
+//! What the services of a token's holder may be: without a grant nothing that gives a container power over its
+//! node, and only published ports that the token names, if it names any. Pure.
+
+use std::fmt;
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    caller::Caller,
+    error::ApiError,
+    types::{Grant, Scope},
+};
+use crate::spec::{MountKind, PortRange, ServiceSpec, TaskRuntime};
+
+/// What a token allows its holder's services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rules {
+    /// Beyond ordinary containers.
+    pub(super) allow: Vec<Grant>,
+    /// The ports that they may publish; any if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ports: Option<Vec<PortRange>>,
+}
+
+/// A part of a specification that the token does not allow.
+struct Refusal {
+    field: &'static str,
+    value: String,
+    needs: String,
+}
+
+impl Rules {
+    /// Whether everything that other rules allow is allowed here, too.
+    pub(super) fn include(&self, other: &Self) -> bool {
+        let ports = match (&self.ports, &other.ports) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(_), Some(others)) => others.iter().all(|range| self.publishes(*range)),
+        };
+        ports && other.allow.iter().all(|grant| self.grants(grant))
+    }
+
+    fn grants(&self, needed: &Grant) -> bool {
+        self.allow.iter().any(|grant| grant.allows(needed))
+    }
+
+    fn publishes(&self, range: PortRange) -> bool {
+        let is_among = |port: u16| {
+            let ranges = self.ports.iter().flatten();
+            ranges.copied().any(|range| range.contains(port))
+        };
+        self.ports.is_none() || range.iter().all(is_among)
+    }
+
+    fn check(&self, spec: &ServiceSpec) -> Result<(), Refusal> {
+        let task = &spec.task_template;
+        let container = &task.container_spec;
+        let need = |field, value: &dyn fmt::Display, grant: &Grant| match self.grants(grant) {
+            true => Ok(()),
+            false => Err(Refusal {
+                field,
+                value: value.to_string(),
+                needs: format!("the permission {grant}"),
+            }),
+        };
+        if task.runtime == TaskRuntime::Agent {
+            return Err(Refusal {
+                field: "task_template.runtime",
+                value: task.runtime.name().to_owned(),
+                needs: "the scope all".to_owned(),
+            });
+        }
+        for mount in container
+            .mounts
+            .iter()
+            .filter(|mount| mount.kind == MountKind::Bind)
+        {
+            need(
+                "task_template.container_spec.mounts.source",
+                &mount.source,
+                &Grant::Bind(mount.source.clone()),
+            )?;
+        }
+        if task.networks.iter().any(|network| network == "host") {
+            need("task_template.networks", &"host", &Grant::HostNetwork)?;
+        }
+        for name in &container.capability_add {
+            need(
+                "task_template.container_spec.capability_add",
+                name,
+                &Grant::capability(name),
+            )?;
+        }
+        for device in &container.devices {
+            let grant = Grant::Device(device.host_path.clone());
+            need(
+                "task_template.container_spec.devices.host_path",
+                &device.host_path,
+                &grant,
+            )?;
+        }
+        let Some(ports) = &self.ports else {
+            return Ok(());
+        };
+        let allowed: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        for port in &spec.endpoint_spec.ports {
+            if !port
+                .published_port
+                .is_some_and(|published| self.publishes(published))
+            {
+                return Err(Refusal {
+                    field: "endpoint_spec.ports.published_port",
+                    value: port
+                        .published_port
+                        .map_or_else(String::new, |port| port.to_string()),
+                    needs: format!("to be one of {}", allowed.join(", ")),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Caller {
+    /// Checks that the caller may have such a service.
+    pub(super) fn admit(&self, spec: &ServiceSpec) -> Result<(), ApiError> {
+        let Self::Token { rules, .. } = self else {
+            return Ok(());
+        };
+        if self.may(Scope::All) {
+            return Ok(());
+        }
+        rules.check(spec).map_err(|Refusal { field, value, needs }| {
+            ApiError::new(
+                StatusCode::FORBIDDEN,
+                format!("{field}: {value:?} is not allowed by the token: it needs {needs}"),
+            )
+            .about(field, value)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loops::testing::spec;
+
+    fn rules(allow: &[&str], ports: Option<&[&str]>) -> Rules {
+        Rules {
+            allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
+            ports: ports.map(|ports| ports.iter().map(|text| text.parse().unwrap()).collect()),
+        }
+    }
+
+    #[test]
+    fn what_gives_power_over_a_node_needs_a_grant() {
+        let admin = "/run/mesh/admin.sock";
+        for (change, grant) in [
+            (
+                serde_json::json!({"mounts": [{"type": "bind", "source": admin, "target": "/s"}]}),
+                "bind:/run/mesh",
+            ),
+            (
+                serde_json::json!({"capability_add": ["cap_sys_admin"]}),
+                "capability:SYS_ADMIN",
+            ),
+            (
+                serde_json::json!({"devices": [{"host_path": "/dev/mem", "container_path": "/dev/mem"}]}),
+                "device:/dev/mem",
+            ),
+        ] {
+            let spec = spec("web", |json| {
+                for (name, value) in change.as_object().unwrap() {
+                    json["task_template"]["container_spec"][name] = value.clone();
+                }
+            });
+            assert!(rules(&[], None).check(&spec).is_err(), "{change}");
+            assert!(rules(&[grant], None).check(&spec).is_ok(), "{change}");
+        }
+        let host = spec("web", |json| {
+            json["task_template"]["networks"] = serde_json::json!(["host"]);
+        });
+        assert!(rules(&[], None).check(&host).is_err());
+        assert!(rules(&["host-network"], None).check(&host).is_ok());
+        let plain = spec("web", |json| {
+            json["task_template"]["networks"] = serde_json::json!(["backend"]);
+            json["task_template"]["container_spec"]["mounts"] =
+                serde_json::json!([{"type": "volume", "source": "data", "target": "/data"}]);
+        });
+        assert!(rules(&[], None).check(&plain).is_ok());
+    }
+
+    #[test]
+    fn only_the_ports_that_are_named_may_be_published() {
+        let publishing = |port: Option<&str>| {
+            spec("web", |json| {
+                json["endpoint_spec"]["ports"] =
+                    serde_json::json!([{"target_port": 80, "published_port": port}]);
+            })
+        };
+        let limited = rules(&[], Some(&["443", "8000-8009"]));
+        assert!(limited.check(&publishing(Some("443"))).is_ok());
+        assert!(limited.check(&publishing(Some("8009"))).is_ok());
+        assert!(limited.check(&publishing(Some("8010"))).is_err());
+        assert!(
+            limited.check(&publishing(None)).is_err(),
+            "one that is assigned may be any"
+        );
+        assert!(rules(&[], None).check(&publishing(None)).is_ok());
+        assert!(rules(&[], Some(&[])).check(&publishing(Some("443"))).is_err());
+    }
+
+    #[test]
+    fn a_token_gives_no_more_than_it_has() {
+        let mine = rules(&["bind:/srv"], Some(&["8000-8009"]));
+        assert!(mine.include(&rules(&["bind:/srv/a"], Some(&["8001-8002"]))));
+        assert!(mine.include(&rules(&[], Some(&[]))));
+        assert!(!mine.include(&rules(&["bind:/"], Some(&["8001"]))));
+        assert!(!mine.include(&rules(&[], None)), "any port");
+        assert!(!mine.include(&rules(&[], Some(&["8009-8010"]))));
+        assert!(rules(&[], None).include(&rules(&[], Some(&["1"]))));
+    }
+}
