@@ -1,5 +1,5 @@
-//! TLS configurations that follow their files: what renews certificates writes new files, and the agent need not
-//! be restarted. Imports `tls`.
+//! TLS configurations that follow their files: what renews certificates writes new files, and the agent
+//! need not be restarted. Imports `tls`.
 
 use std::{
     error::Error,
@@ -68,8 +68,8 @@ impl<T> fmt::Debug for Followed<T> {
 }
 
 impl<T: Send + Sync + 'static> Followed<T> {
-    /// Makes a value of the files, and another one whenever they change. Files that cannot be used are logged,
-    /// and the last value stays. Call it inside a tokio runtime.
+    /// Makes a value of the files, and another one whenever they change. Files that cannot be used are
+    /// logged, and the last value stays. Call it inside a tokio runtime.
     pub(super) fn start(files: Files, make: Make<T>) -> Result<Self, TlsError> {
         Self::start_checking(files, CHECK, make)
     }

@@ -127,7 +127,8 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_API_KEY", value_name = "PATH", requires = "api_listen")]
     pub api_key: Option<PathBuf>,
 
-    /// Base of webhook URLs [default: https:// and --api-listen, with the node's address in place of 0.0.0.0].
+    /// Base of webhook URLs [default: https:// and --api-listen, with the node's address in place of
+    /// 0.0.0.0].
     #[arg(long, env = "MESH_API_URL", value_name = "URL")]
     pub api_url: Option<String>,
 
@@ -174,8 +175,8 @@ impl OrchestratorOptions {
         })
     }
 
-    /// The base of webhook URLs; `None` if the API has no port. One that listens on all addresses is reached at the
-    /// node's.
+    /// The base of webhook URLs; `None` if the API has no port. One that listens on all addresses is
+    /// reached at the node's.
     #[must_use]
     pub fn public_url(&self, node: Ipv4Addr) -> Option<String> {
         let listen = || {

@@ -1,16 +1,11 @@
-//! What the services of a token's holder may be: without a grant nothing that gives a container power over its
-//! node, and only published ports that the token names, if it names any. Pure.
+//! What the services of a token's holder may be: without a grant nothing that gives a container power
+//! over its node, and only published ports that the token names, if it names any. Pure.
 
 use std::fmt;
 
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    caller::Caller,
-    error::ApiError,
-    types::{Grant, Scope},
-};
+use super::types::Grant;
 use crate::spec::{MountKind, PortRange, ServiceSpec, TaskRuntime};
 
 /// What a token allows its holder's services.
@@ -25,10 +20,10 @@ pub(super) struct Rules {
 }
 
 /// A part of a specification that the token does not allow.
-struct Refusal {
-    field: &'static str,
-    value: String,
-    needs: String,
+pub(super) struct Refusal {
+    pub(super) field: &'static str,
+    pub(super) value: String,
+    pub(super) needs: String,
 }
 
 impl Rules {
@@ -54,7 +49,8 @@ impl Rules {
         self.ports.is_none() || range.iter().all(is_among)
     }
 
-    fn check(&self, spec: &ServiceSpec) -> Result<(), Refusal> {
+    /// Checks that the holder may have such a service.
+    pub(super) fn check(&self, spec: &ServiceSpec) -> Result<(), Refusal> {
         let task = &spec.task_template;
         let container = &task.container_spec;
         let need = |field, value: &dyn fmt::Display, grant: &Grant| match self.grants(grant) {
@@ -120,25 +116,6 @@ impl Rules {
             }
         }
         Ok(())
-    }
-}
-
-impl Caller {
-    /// Checks that the caller may have such a service.
-    pub(super) fn admit(&self, spec: &ServiceSpec) -> Result<(), ApiError> {
-        let Self::Token { rules, .. } = self else {
-            return Ok(());
-        };
-        if self.may(Scope::All) {
-            return Ok(());
-        }
-        rules.check(spec).map_err(|Refusal { field, value, needs }| {
-            ApiError::new(
-                StatusCode::FORBIDDEN,
-                format!("{field}: {value:?} is not allowed by the token: it needs {needs}"),
-            )
-            .about(field, value)
-        })
     }
 }
 

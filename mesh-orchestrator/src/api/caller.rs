@@ -1,6 +1,13 @@
 //! Who makes a request, and what they may do.
 
-use super::{admission::Rules, types::Scope};
+use axum::http::StatusCode;
+
+use super::{
+    admission::{Refusal, Rules},
+    error::ApiError,
+    types::Scope,
+};
+use crate::spec::ServiceSpec;
 
 /// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,5 +44,22 @@ impl Caller {
             Self::Token { scopes, .. } => scopes.iter().any(|scope| scope.allows(needed)),
             Self::Anyone => false,
         }
+    }
+
+    /// Checks that the caller may have such a service.
+    pub(super) fn admit(&self, spec: &ServiceSpec) -> Result<(), ApiError> {
+        let Self::Token { rules, .. } = self else {
+            return Ok(());
+        };
+        if self.may(Scope::All) {
+            return Ok(());
+        }
+        rules.check(spec).map_err(|Refusal { field, value, needs }| {
+            ApiError::new(
+                StatusCode::FORBIDDEN,
+                format!("{field}: {value:?} is not allowed by the token: it needs {needs}"),
+            )
+            .about(field, value)
+        })
     }
 }

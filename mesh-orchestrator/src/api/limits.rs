@@ -1,5 +1,6 @@
-//! Limits on what callers without a token can cause: a token bucket for each webhook, which holds for the whole
-//! cluster because it is in the store, and a bound on how many of their secrets are looked up at a time.
+//! Limits on what callers without a token can cause: a token bucket for each webhook, which holds for the
+//! whole cluster because it is in the store, and a bound on how many of their secrets are looked up at a
+//! time.
 
 use std::time::Duration;
 

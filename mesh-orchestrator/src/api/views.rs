@@ -17,7 +17,7 @@ use crate::{
 /// Maximum number of reasons for waiting that are shown.
 const REASONS: usize = 16;
 
-/// Nodes of which nothing has been heard yet, as after a backup was restored: whether their tasks run is unknown.
+/// Nodes that have not registered yet, as after a backup was restored: whether their tasks run is unknown.
 pub(super) fn silent(state: &State, registrations: &BTreeMap<NodeId, Registration>) -> BTreeSet<NodeId> {
     let nodes = state.nodes().values();
     nodes
@@ -180,7 +180,7 @@ mod tests {
     };
 
     #[test]
-    fn tasks_on_a_node_that_nothing_was_heard_of_do_not_count_as_running() {
+    fn tasks_on_a_node_that_has_not_registered_do_not_count_as_running() {
         let mut cluster = Cluster::of(2);
         cluster.create(spec("web", replicas(4)));
         cluster.settle();

@@ -33,9 +33,9 @@ fn marker(store: &dyn Store) -> Result<Key, StoreError> {
     })
 }
 
-/// Restores a backup, each value as `adjust` returns it: some objects say what was so when the backup was made
-/// and need not be so any more. It is checked as a whole before anything is changed. An interrupted restore is detected
-/// by [`interrupted`], and repeated by restoring again.
+/// Restores a backup, each value as `adjust` returns it: some objects say what was so when the backup was
+/// made and need not be so any more. It is checked as a whole before anything is changed. An interrupted
+/// restore is detected by [`interrupted`], and repeated by restoring again.
 ///
 /// # Errors
 /// When the backup is damaged or of a newer release; [`BackupError::NotEmpty`]; as [`Store::commit`],

@@ -36,8 +36,8 @@ pub(super) struct Control {
     updates: broadcast::Receiver<Arc<Update>>,
     /// Objects that may differ from the mirror.
     touched: BTreeSet<Name>,
-    /// Services and nodes with an object that the store does not accept. Decisions about them are made and not
-    /// stored, so that they hold up nothing else, until someone changes them.
+    /// Services and nodes with an object that the store does not accept. Decisions about them are made
+    /// and not stored, so that they hold up nothing else, until someone changes them.
     aside: BTreeSet<Name>,
     /// Whether all objects may differ.
     is_stale: bool,

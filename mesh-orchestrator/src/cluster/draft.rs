@@ -26,8 +26,8 @@ const MAX_KEYS: usize = MAX_OPERATIONS - 16;
 /// Bytes of one transaction, less the same reserve.
 const MAX_BYTES: usize = MAX_TRANSACTION_BYTES - 4096;
 
-/// What a new specification or task leaves free of that: later changes of the same object, such as a report with
-/// its message, must fit as well.
+/// What a new specification or task leaves free of that: later changes of the same object, such as a
+/// report with its message, must fit as well.
 const RESERVE: usize = 32 * 1024;
 
 /// What a batch expects of a key.

@@ -125,8 +125,8 @@ pub(super) fn encode<T: Serialize>(
     })
 }
 
-/// The stored bytes of an object of a backup: a node that it says was ready may be gone, and is unknown until it
-/// registers. What cannot be read is left for the mirror to report.
+/// The stored bytes of an object of a backup: a node that it says was ready may be gone, and is unknown
+/// until it registers. What cannot be read is left for the mirror to report.
 pub(super) fn unheard(key: &Key, value: Vec<u8>, now: Timestamp) -> Vec<u8> {
     if !matches!(name(key), Name::Node(_)) {
         return value;

@@ -99,8 +99,8 @@ pub fn set_node_status(
     Ok(put_node(state, node, now))
 }
 
-/// Removes a node that is down. Its tasks may run while its status is unknown, so that it takes `force` to have
-/// them run elsewhere. A ready node would be back at once.
+/// Removes a node that is down. Its tasks may run while its status is unknown, so that it takes `force`
+/// to have them run elsewhere. A ready node would be back at once.
 ///
 /// # Errors
 /// If there is no such node, or it is ready, or its status is unknown.

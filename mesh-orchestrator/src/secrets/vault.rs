@@ -152,10 +152,10 @@ impl Vault {
         }
     }
 
-    /// Replaces the key that encrypts everything. The first time, a new key is added to this machine's file, and
-    /// not used. When all nodes have that file, `finish`: everything is encrypted with it, and what the other nodes
-    /// encrypt from then on, too. Returns the new key's identifier, and how many values were encrypted again;
-    /// `None` if it is not used yet.
+    /// Replaces the key that encrypts everything. The first time, a new key is added to this machine's
+    /// file, and not used. When all nodes have that file, `finish`: everything is encrypted with it, and
+    /// what the other nodes encrypt from then on, too. Returns the new key's identifier, and how many
+    /// values were encrypted again; `None` if it is not used yet.
     ///
     /// # Errors
     /// [`VaultError::NotPrepared`]; as [`Self::reencrypt`].

@@ -29,8 +29,9 @@ pub enum SecretCommand {
     Inspect(Inspect),
     /// Replace the key that encrypts secrets, configs and credentials
     ///
-    /// Where there are several nodes, the first call adds a key to this node's key file. Copy that file to all
-    /// nodes, then call it again with --finish. Backups made before need a copy of the earlier file.
+    /// Where there are several nodes, the first call adds a key to this node's key file. Copy that file
+    /// to all nodes, then call it again with --finish. Backups made before need a copy of the earlier
+    /// file.
     RotateKey(RotateKey),
     /// Remove one or more secrets
     #[command(visible_alias = "remove")]

@@ -192,8 +192,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// [`RuntimeError::Unavailable`].
     async fn describe(&self) -> Result<EngineDescription, RuntimeError>;
 
-    /// All containers that a node created, including stopped ones. A container that the engine cannot describe
-    /// at the moment is listed all the same.
+    /// All containers that a node created, including stopped ones. A container that the engine cannot
+    /// describe at the moment is listed all the same.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`].

@@ -54,8 +54,8 @@ impl Values<'_> {
         })
     }
 
-    /// `.Service.Labels.name`, or `index .Service.Labels "name"` for names that the first form cannot have. One
-    /// that the service does not have is empty.
+    /// `.Service.Labels.name`, or `index .Service.Labels "name"` for names that the first form cannot
+    /// have. One that the service does not have is empty.
     fn label(self, name: &str) -> Option<String> {
         let quoted = |name: &str| {
             let quotes = ['"', '`'];

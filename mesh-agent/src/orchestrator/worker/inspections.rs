@@ -13,14 +13,15 @@ use tracing::{info, warn};
 
 use super::super::runtime::{ContainerFacts, ContainerId, ListedContainer, Runtime, RuntimeError};
 
-/// What the engine said of one container; `None` if it is gone.
+/// How the engine describes one container; `None` if it is gone.
 #[derive(Debug)]
 pub(super) struct Inspected {
     pub(super) id: ContainerId,
     pub(super) result: Result<Option<ContainerFacts>, RuntimeError>,
 }
 
-/// The inspections under way, at most one of each container, and the containers of which nothing is known yet.
+/// The inspections under way, at most one of each container, and the containers of which nothing is known
+/// yet.
 #[derive(Debug, Default)]
 pub(super) struct Inspections {
     under_way: JoinSet<Inspected>,

@@ -1,5 +1,6 @@
 //! Runs this node's tasks: brings the engine's containers to the desired state in the store, and reports
-//! their state. `machine` and `agent` make every decision. What the engine takes long for runs beside the loop.
+//! their state. `machine` and `agent` make every decision. What the engine takes long for runs beside the
+//! loop.
 //!
 //! Invariants: nothing is reported while the engine does not answer; a container that this node did not
 //! create is never touched.

@@ -76,7 +76,8 @@ pub(super) fn is_ours(check: Option<&HealthCheck>) -> bool {
     check.is_some_and(|check| matches!(check.test, Probe::Http { .. } | Probe::Tcp { .. }))
 }
 
-/// Checks until aborted, and sends each change of the health. A container without an address fails each check.
+/// Checks until aborted, and sends each change of the health. A container without an address fails each
+/// check.
 pub(super) async fn watch(
     task: TaskId,
     check: HealthCheck,

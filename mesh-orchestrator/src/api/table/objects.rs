@@ -116,7 +116,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             files::remove_secret,
         )
         .writes(Secrets),
-        // Whoever does this decides what all nodes can decrypt, so it requires the scope `all`.
+        // It decides what all nodes can decrypt, so it requires the scope `all`.
         Operation::new(
             POST,
             "/v1/secrets-key/rotate",

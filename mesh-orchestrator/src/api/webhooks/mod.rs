@@ -1,7 +1,8 @@
 //! Webhooks: secret URLs whose call updates a service to the image that its tag refers to now.
 //!
 //! The secret is in the vault, so that the URL can be shown again. A call is looked up by the hash of the
-//! secret, at `/webhook-urls/<hash>`; `/webhook-limits/<hash>` says how often it was called. The last calls are at `/webhook-calls/<service>/<time>`.
+//! secret, at `/webhook-urls/<hash>`; `/webhook-limits/<hash>` says how often it was called. The last
+//! calls are at `/webhook-calls/<service>/<time>`.
 
 mod calls;
 mod roll;

@@ -217,7 +217,7 @@ fn rotation_in_two_steps(subject: &Subject) -> Result<()> {
         ensure!(other.reveal(Kind::Secret, "b").await? == secret("b"));
         fs::copy(&path, &copy)?;
         ensure!(one.rotate(Timestamp(4), true).await? == (key.clone(), Some(2)));
-        // The other node takes the new key from its file, to read and to write, without being told.
+        // The other node takes the new key from its file, to read and to write, by itself.
         ensure!(other.reveal(Kind::Secret, "a").await? == secret("a"));
         create(&other, "c").await?;
         ensure!(one.reveal(Kind::Secret, "c").await? == secret("c"));
