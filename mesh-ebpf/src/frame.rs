@@ -193,6 +193,10 @@ pub trait TranslateFrame: Frame {
     /// [`Refused`] when there is no room.
     fn insert_extension(&mut self, length: usize) -> Result<(), Refused>;
 
+    /// Whether the frame has the MAC address of the interface it came in by. Where it has not, it may still
+    /// be for this node.
+    fn is_for_interface(&self) -> bool;
+
     /// Lets what runs next know that the packet was IPv6 ([`ReadFrame::was_ipv6`]).
     fn note_ipv6(&mut self);
 

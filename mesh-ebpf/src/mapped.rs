@@ -41,11 +41,7 @@ pub fn client<T: MappedTables>(
         interface,
         padding: 0,
     };
-    // Either table may have pushed it out.
-    if let Some(mapped) = tables.client_mapped(address)
-        && let Some(known) = tables.mapped_client(mapped)
-        && known.address == *address
-    {
+    if let Some((mapped, known)) = known(tables, address) {
         if known.interface != interface {
             tables.map_client(&client, mapped);
         }
@@ -65,11 +61,25 @@ pub fn client<T: MappedTables>(
             .is_none_or(|other| other.address == *address)
         {
             tables.map_client(&client, mapped);
+            if number != 0 {
+                tables.displace(address, mapped);
+            }
             return Ok(mapped);
         }
         number += 1;
     }
     Err(DropReason::NoClientAddress)
+}
+
+/// A client that has an address, with that. Almost all have their preferred one, so that this is one look-up.
+#[inline(always)]
+pub fn known<T: MappedTables>(tables: &T, address: &Ipv6Address) -> Option<(Be32, MappedClient)> {
+    let is_its = |mapped: Be32| {
+        let client = tables.mapped_client(mapped)?;
+        (client.address == *address).then_some((mapped, client))
+    };
+    // Either table may have pushed it out.
+    is_its(preferred(address)).or_else(|| is_its(tables.displaced(address)?))
 }
 
 /// Whether a port of one of the node's addresses is a frontend.

@@ -121,9 +121,10 @@ fn packet<F: TranslateFrame, T: MappedTables>(
 /// The pipeline passes those that open no flow; here none may become IPv4.
 #[inline(always)]
 fn is_for_another_machine<F: TranslateFrame, T: MappedTables>(frame: &F, tables: &T) -> bool {
-    tables
-        .config()
-        .is_none_or(|config| !is_for_this_node(frame, tables, config))
+    !frame.is_for_interface()
+        && tables
+            .config()
+            .is_none_or(|config| !is_for_this_node(frame, tables, config))
 }
 
 /// Whether a datagram has no checksum: the kernel drops it (RFC 8200, 8.1).

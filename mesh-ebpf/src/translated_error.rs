@@ -85,7 +85,7 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     if !is_ours {
         return Ok(false);
     }
-    let Some(client) = tables.client_mapped(&quote.destination) else {
+    let Some((client, _)) = mapped::known(tables, &quote.destination) else {
         return Ok(false);
     };
     let quoted = ipv6::to_ipv4(

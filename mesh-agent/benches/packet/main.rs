@@ -10,7 +10,8 @@ mod rows;
 
 use std::{
     env, fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -19,17 +20,20 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, Xdp},
 };
 use clap::Parser;
+use etherparse::{PacketBuilder, TcpHeader};
 use mesh_agent::{
     datapath::{Datapath as _, Traffic},
     model::{Limits, Location},
 };
 use mesh_agent_testing::{
-    cluster::{NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container},
+    cluster::{
+        NODE, OWN_IPV6, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container, serve_ipv6,
+    },
     frames::{ACK, Packet, REPLY, SYN},
     node::{Node, on_a_node_with},
     run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS, XDP_TX},
 };
-use mesh_ebpf::abi::{FlowKey, FlowRecord, Opening, VERSION};
+use mesh_ebpf::abi::{FlowKey, FlowRecord, MAX_NEW_CLIENTS, Opening, VERSION, is_mapped_client};
 
 use crate::rows::{Sample, print_table, rows};
 
@@ -133,7 +137,11 @@ impl<'a> Bench<'a> {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).expect("this CPU may be used");
         let state = match backend {
             Backend::Remote => node.serving(Location::Remote(PEER)),
-            Backend::Local => node.serving(node.local()),
+            Backend::Local => {
+                let mut state = node.serving(node.local());
+                serve_ipv6(&mut state, WEB);
+                state
+            }
         };
         node.apply(&Node::without_flood_limit(&state));
         let mut take = |name: &str| {
@@ -291,6 +299,20 @@ impl<'a> Bench<'a> {
                     flows: MANY,
                     ns: ns - base + tc_empty as f64,
                 });
+                self.open_ipv6();
+                for flows in [1, MANY] {
+                    let (mask, ack) = (flows - 1, from_ipv6_client(ACK));
+                    let base = self.ipv6("bench_tc_empty", &ack, mask, REPEAT, 0);
+                    let change = (self.ipv6("bench_change_version", &ack, mask, REPEAT, 0) - base) / 2.0;
+                    let ns = self.claim(Claim::In, |bench| {
+                        bench.ipv6("mesh_uplink", &ack, mask, REPEAT, TC_REDIRECT)
+                    });
+                    samples.push(Sample {
+                        name: "established local, IPv6 (tc)",
+                        flows,
+                        ns: ns - base - change + tc_empty as f64,
+                    });
+                }
                 for flows in [1, MANY] {
                     let mask = flows - 1;
                     let base = self.tc("bench_tc_empty", &ack, mask, REPEAT, 0);
@@ -342,7 +364,9 @@ impl<'a> Bench<'a> {
         asked.sort_by_key(|(key, _)| key.source.get().wrapping_mul(WRAPPER_INVERSE) & (MANY - 1));
         for (key, mut record) in asked {
             // Not those that the row of new flows has left.
-            if Ipv4Addr::from(record.flow.client.address).octets()[..2] == CLIENT.ip().octets()[..2] {
+            let client = record.flow.client.address;
+            let is_many = Ipv4Addr::from(client).octets()[..2] == CLIENT.ip().octets()[..2];
+            if is_many || is_mapped_client(client) {
                 record.flow.opening = Opening::OPEN;
                 open.insert(key, record, 0).expect("room");
             }
@@ -409,8 +433,40 @@ impl<'a> Bench<'a> {
         ns as f64
     }
 
+    /// Opens the flows of IPv6 clients, no more new ones in a second than the node takes.
+    fn open_ipv6(&mut self) {
+        let known = |bench: &mut Self| bench.node.datapath().mapped_clients(None);
+        let is_new = known(self).expect("the clients can be read").len() < MANY as usize;
+        for _ in 0..PARTS {
+            let syn = from_ipv6_client(SYN);
+            self.ipv6("mesh_uplink", &syn, MANY - 1, MANY / PARTS, TC_REDIRECT);
+            self.open_asked();
+            if is_new {
+                let part = u64::from(MANY / PARTS) * 1500 / MAX_NEW_CLIENTS;
+                std::thread::sleep(Duration::from_millis(part));
+            }
+        }
+    }
+
     /// Measures a tc program behind its wrapper.
     fn tc(&mut self, program: &str, frame: &[u8], mask: u32, repeat: u32, verdict: u32) -> f64 {
+        self.tc_behind("bench_tc", program, frame, mask, repeat, verdict)
+    }
+
+    /// The same with packets of IPv6 clients.
+    fn ipv6(&mut self, program: &str, frame: &[u8], mask: u32, repeat: u32, verdict: u32) -> f64 {
+        self.tc_behind("bench_ipv6", program, frame, mask, repeat, verdict)
+    }
+
+    fn tc_behind(
+        &mut self,
+        wrapper: &str,
+        program: &str,
+        frame: &[u8],
+        mask: u32,
+        repeat: u32,
+        verdict: u32,
+    ) -> f64 {
         let target: &mut SchedClassifier = self
             .node
             .datapath()
@@ -422,7 +478,7 @@ impl<'a> Bench<'a> {
         self.tc.set(0, &target, 0).expect("the wrapper can jump there");
         self.prepare(frame, mask);
         let uplink = self.node.uplink;
-        let (output, ns) = self.node.run_tc("bench_tc", uplink, frame, 0, repeat);
+        let (output, ns) = self.node.run_tc(wrapper, uplink, frame, 0, repeat);
         assert_eq!(output.verdict, verdict, "the verdict of {program}");
         ns as f64
     }
@@ -434,6 +490,25 @@ impl<'a> Bench<'a> {
             .set(0, [frame.len() as u32, mask], 0)
             .expect("the map can be written");
     }
+}
+
+/// A packet of the first IPv6 client, of which the wrapper changes the last two bytes of the address, and the
+/// port.
+fn from_ipv6_client(flags: u8) -> Vec<u8> {
+    let client = Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0x40, 0, 0, 0, 0);
+    let header = TcpHeader {
+        syn: flags == SYN,
+        ack: flags == ACK,
+        ..TcpHeader::new(CLIENT.port(), WEB.port, 1, 4096)
+    };
+    let mut frame = Vec::new();
+    let macs = arriving();
+    PacketBuilder::ethernet2(macs.source, macs.destination)
+        .ipv6(client.octets(), OWN_IPV6.octets(), 64)
+        .tcp_header(header)
+        .write(&mut frame, &[0; 60])
+        .expect("it fits");
+    frame
 }
 
 fn descriptor(fd: &ProgramFd) -> ProgramFd {

@@ -38,6 +38,7 @@ pub(crate) fn rows(samples: &[Sample]) -> Result<Vec<Row>> {
         let floor = match sample.name {
             "established remote"
             | "established local (tc)"
+            | "established local, IPv6 (tc)"
             | "established local (XDP before tc)"
             | "decapsulation" => values_of(samples, "floor: hash look-up", sample.flows),
             "not the mesh's" | "not the mesh's (container)" => values_of(samples, "floor: parse", 1),

@@ -42,6 +42,12 @@ fn two_clients_of_a_node_never_share_an_address() {
     assert_ne!(mapped, taken);
     assert_eq!(client(&tables, &first, 2), Ok(mapped), "it keeps what it has got");
     assert_eq!(tables.mapped_client(taken).unwrap().address, second);
+    tables.forget_client(Ipv4Addr::from(taken));
+    assert_eq!(
+        client(&tables, &first, 2),
+        Ok(mapped),
+        "also once the other is free"
+    );
 }
 
 #[test]

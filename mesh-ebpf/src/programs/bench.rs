@@ -16,12 +16,12 @@ use aya_ebpf::{
 use mesh_ebpf::{
     abi::{FlowKey, FlowRecord},
     frame::Frame,
-    headers::{ETHERNET_LENGTH, OUTER_LENGTH},
+    headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, OUTER_LENGTH},
     parse::parse,
     tables::Tables,
 };
 
-use self::restore::{INNER, PLAIN, restore};
+use self::restore::{INNER, IPV6, PLAIN, restore};
 use crate::{
     flow_maps::{staged, update},
     maps::KernelTables,
@@ -65,6 +65,34 @@ pub(crate) fn bench_tc(context: TcContext) -> i32 {
         unsafe { BENCH_TC.tail_call(&context, 0) };
     }
     TC_FAILED
+}
+
+/// Makes the packet IPv6 again, puts it back and jumps, in tc.
+#[classifier]
+pub(crate) fn bench_ipv6(context: TcContext) -> i32 {
+    let mut skb = Skb {
+        context: context.skb.skb,
+        egress: false,
+    };
+    let is_ipv6 = skb.protocol() == ETHERTYPE_IPV6;
+    if (is_ipv6 || skb.change_protocol(ETHERTYPE_IPV6).is_ok()) && restore::<IPV6, _>(&mut skb).is_some() {
+        // SAFETY: the map holds programs of this type.
+        unsafe { BENCH_TC.tail_call(&context, 0) };
+    }
+    TC_FAILED
+}
+
+/// Makes the packet IPv4: half of this is the wrapper's share where the version has changed.
+#[classifier]
+pub(crate) fn bench_change_version(context: TcContext) -> i32 {
+    let mut skb = Skb {
+        context: context.skb.skb,
+        egress: false,
+    };
+    match skb.change_protocol(ETHERTYPE_IPV4) {
+        Ok(()) => 0,
+        Err(_) => TC_FAILED,
+    }
 }
 
 /// Does nothing.

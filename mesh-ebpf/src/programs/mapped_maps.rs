@@ -19,7 +19,8 @@ static OWN_BY_IPV6: HashMap<Ipv6Address, Be32> = HashMap::pinned(MAX_OWN_IPV6, 0
 /// The opposite.
 #[map]
 static OWN_BY_IPV4: HashMap<Be32, Ipv6Address> = HashMap::pinned(MAX_OWN_IPV6, 0);
-/// What stands for each IPv6 client. New ones push out old ones, here and in the opposite.
+/// What stands for each IPv6 client whose preferred address was another one's. New ones push out old ones,
+/// here and in the opposite, which has all clients.
 #[map]
 static CLIENTS_BY_IPV6: LruHashMap<Ipv6Address, Be32> = LruHashMap::pinned(MAX_MAPPED_CLIENTS, 0);
 /// How many new clients each processor has taken, one entry.
@@ -40,7 +41,7 @@ impl MappedTables for KernelTables {
     }
 
     #[inline(always)]
-    fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
+    fn displaced(&self, address: &Ipv6Address) -> Option<Be32> {
         // SAFETY: the value is copied at once; an update replaces it whole.
         unsafe { CLIENTS_BY_IPV6.get(address) }.copied()
     }
@@ -49,7 +50,12 @@ impl MappedTables for KernelTables {
     fn map_client(&self, client: &MappedClient, mapped: Be32) {
         // Where the kernel has no memory, the client's next packet tries again.
         let _ = CLIENTS_BY_IPV4.insert(mapped, client, 0);
-        let _ = CLIENTS_BY_IPV6.insert(client.address, mapped, 0);
+    }
+
+    #[inline(always)]
+    fn displace(&self, address: &Ipv6Address, mapped: Be32) {
+        // As above.
+        let _ = CLIENTS_BY_IPV6.insert(address, mapped, 0);
     }
 
     #[inline(always)]

@@ -473,7 +473,7 @@ fn bounded<const MOST: usize>(length: usize) -> Result<u32, Refused> {
 impl Skb {
     /// The EtherType that the kernel knows the packet by.
     #[inline(always)]
-    fn protocol(&self) -> Be16 {
+    pub(crate) fn protocol(&self) -> Be16 {
         // SAFETY: the context outlives the program's run.
         Be16::from_raw(unsafe { (*self.context).protocol } as u16)
     }

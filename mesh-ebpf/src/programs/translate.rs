@@ -25,6 +25,9 @@ use crate::{
     xdp::route_ipv6,
 };
 
+/// The kernel's mark of frames with the interface's own MAC address (`linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
 /// An IPv6 packet of an uplink.
 #[classifier]
 #[inline(always)]
@@ -111,6 +114,12 @@ impl TranslateFrame for Skb {
     }
 
     #[inline(always)]
+    fn is_for_interface(&self) -> bool {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.context).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
     fn note_ipv6(&mut self) {
         // SAFETY: the context is the program's.
         unsafe {
@@ -130,7 +139,7 @@ impl TranslateFrame for Skb {
 impl Skb {
     /// Lets the frame have a header of the other IP version, of undefined content.
     #[inline(always)]
-    fn change_protocol(&mut self, ethertype: Be16) -> Result<(), Refused> {
+    pub(crate) fn change_protocol(&mut self, ethertype: Be16) -> Result<(), Refused> {
         // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
         if unsafe { bpf_skb_change_proto(self.context, ethertype.raw(), 0) } != 0 {
             return Err(Refused);

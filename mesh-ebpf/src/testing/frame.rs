@@ -260,6 +260,10 @@ impl TranslateFrame for TestFrame {
         Ok(())
     }
 
+    fn is_for_interface(&self) -> bool {
+        false
+    }
+
     fn note_ipv6(&mut self) {
         self.was_ipv6 = true;
     }

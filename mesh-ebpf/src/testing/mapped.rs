@@ -52,7 +52,7 @@ impl TestTables {
 
     /// How many IPv6 clients it knows.
     pub(crate) fn mapped_clients(&self) -> usize {
-        self.mapped.by_ipv6.borrow().len()
+        self.mapped.by_ipv4.borrow().len()
     }
 }
 
@@ -67,13 +67,16 @@ impl MappedTables for TestTables {
             .map(|(address, _)| *address)
     }
 
-    fn client_mapped(&self, address: &Ipv6Address) -> Option<Be32> {
+    fn displaced(&self, address: &Ipv6Address) -> Option<Be32> {
         self.mapped.by_ipv6.borrow().get(address).copied()
     }
 
     fn map_client(&self, client: &MappedClient, mapped: Be32) {
         self.mapped.by_ipv4.borrow_mut().insert(mapped, *client);
-        self.mapped.by_ipv6.borrow_mut().insert(client.address, mapped);
+    }
+
+    fn displace(&self, address: &Ipv6Address, mapped: Be32) {
+        self.mapped.by_ipv6.borrow_mut().insert(*address, mapped);
     }
 
     fn may_map_client(&self) -> bool {

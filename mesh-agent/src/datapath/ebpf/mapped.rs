@@ -9,6 +9,7 @@ use std::{
 use mesh_ebpf::{
     abi::{self, Endpoint, Ipv6Address, is_mapped_client, is_mapped_own},
     bytes::Be32,
+    mapped,
 };
 
 use super::{
@@ -117,8 +118,14 @@ pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClien
             .clone(),
     };
     let mapped = match of {
-        Some(IpAddr::V4(mapped)) => Some(mapped.into()),
-        Some(IpAddr::V6(address)) => maps.clients_by_ipv6.get(&address.into(), 0).ok(),
+        Some(IpAddr::V4(mapped)) => vec![mapped.into()],
+        Some(IpAddr::V6(address)) => {
+            let displaced = maps.clients_by_ipv6.get(&address.into(), 0);
+            [Ok(mapped::preferred(&address.into())), displaced]
+                .into_iter()
+                .flatten()
+                .collect()
+        }
         None => {
             let mut all = Vec::new();
             batch::for_each(&maps.clients_by_ipv4, |mapped, client| {
@@ -128,11 +135,12 @@ pub(super) fn clients(maps: &Maps, of: Option<IpAddr>) -> Result<Vec<MappedClien
             return Ok(all);
         }
     };
-    let client = mapped.and_then(|mapped| Some((mapped, maps.clients_by_ipv4.get(&mapped, 0).ok()?)));
-    // One of the maps may have pushed it out, and the other's address may be another client's by now.
-    let client = client.map(|(mapped, client)| shown(mapped, &client));
-    Ok(client
-        .into_iter()
+    let found = mapped.into_iter().filter_map(|mapped| {
+        let client = maps.clients_by_ipv4.get(&mapped, 0).ok()?;
+        Some(shown(mapped, &client))
+    });
+    // An address may be another client's.
+    Ok(found
         .filter(|client| of.is_some_and(|of| client.is(of)))
         .collect())
 }

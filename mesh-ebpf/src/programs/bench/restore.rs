@@ -7,7 +7,7 @@ use aya_ebpf::{
 use mesh_ebpf::{
     bytes::Be16,
     frame::Frame,
-    headers::{ETHERNET_LENGTH, IPV4_LENGTH, OUTER_LENGTH},
+    headers::{ETHERNET_LENGTH, IPV4_LENGTH, IPV6_L4_OFFSET, OUTER_LENGTH},
 };
 
 /// Bytes copied at once, few enough to be copied inline.
@@ -16,6 +16,9 @@ const PIECE: usize = 16;
 const PIECES: usize = 7;
 /// Offset of the client's address in a packet from it, and of its port 8 bytes later.
 pub(crate) const PLAIN: usize = ETHERNET_LENGTH + 12;
+/// Offset of the last four bytes of the client's address in an IPv6 packet from it, and of its port 20 bytes
+/// later.
+pub(crate) const IPV6: usize = ETHERNET_LENGTH + 20;
 /// Offset of the client's address in an encapsulated answer to it. The port is 6 bytes later.
 pub(crate) const INNER: usize = ETHERNET_LENGTH + OUTER_LENGTH + 16;
 
@@ -54,10 +57,10 @@ pub(crate) fn restore<const CLIENT: usize, F: Frame>(frame: &mut F) -> Option<()
     };
     // An odd factor yields each number once in 2^n, and neighbours far apart.
     let flow = count.wrapping_mul(0x9e37_79b1) & mask;
-    let port = if CLIENT == PLAIN {
-        ETHERNET_LENGTH + IPV4_LENGTH
-    } else {
-        ETHERNET_LENGTH + OUTER_LENGTH + IPV4_LENGTH + 2
+    let port = match CLIENT {
+        PLAIN => ETHERNET_LENGTH + IPV4_LENGTH,
+        IPV6 => IPV6_L4_OFFSET,
+        _ => ETHERNET_LENGTH + OUTER_LENGTH + IPV4_LENGTH + 2,
     };
     *frame.at_mut::<Be16>(CLIENT + 2)? = Be16::new(flow as u16);
     *frame.at_mut::<Be16>(port)? = Be16::new(1024 + ((flow >> 16) as u16 & 0x7fff));
