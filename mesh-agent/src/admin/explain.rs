@@ -363,7 +363,7 @@ impl Narrator<'_> {
             });
         };
         Some(match verdict {
-            SourceVerdict::Accept => format!("{} may come in", self.question.source.ip()),
+            SourceVerdict::Accept => format!("{} may come in", self.question.client()),
             SourceVerdict::Reject => format!("the client is rejected, by {}", self.rule_of(verdict)),
             SourceVerdict::Drop => format!("the client is dropped, by {}", self.rule_of(verdict)),
         })
@@ -375,7 +375,7 @@ impl Narrator<'_> {
             PacketIngress::Uplink { interface, .. } => Ingress::Uplink(interface),
             PacketIngress::Container { .. } | PacketIngress::Host => Ingress::Containers,
         };
-        let client = Prefix::from(*self.question.source.ip());
+        let client = Prefix::from(self.question.client());
         let says = |policy: Option<SourcePolicy>| {
             policy.is_some_and(|policy| policy.verdicts(ingress, client).opening == verdict)
         };

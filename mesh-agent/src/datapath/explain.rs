@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use super::flow_list::FlowState;
@@ -21,6 +21,15 @@ pub struct Question {
     pub destination: SocketAddrV4,
     /// Where it enters the node.
     pub ingress: PacketIngress,
+}
+
+impl Question {
+    /// Whom the packet comes from, by its own address.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        self.ipv6_client
+            .map_or_else(|| IpAddr::V4(*self.source.ip()), IpAddr::V6)
+    }
 }
 
 /// Where a packet enters the node.

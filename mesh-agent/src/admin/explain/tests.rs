@@ -314,16 +314,29 @@ fn an_ipv6_packet_is_explained_by_what_stands_for_its_addresses() {
     let mut desired = Desired::clone(&view.desired);
     desired.own_ipv6.insert(own, Ipv4Addr::new(252, 1, 2, 3));
     view.desired = Arc::new(desired);
-    let ask = |source: &str, destination: &str| {
+    let mut cluster = Cluster::clone(&view.source.cluster);
+    let web = cluster.services.get_mut("web-id").unwrap();
+    web.clients.deny = vec!["2001:db8:0:9::/64".parse().unwrap()];
+    view.source.cluster = cluster.into();
+    let found = |rules| Explanation {
+        rules: Some(rules),
+        ..forwarded()
+    };
+    let rules_of = |answer: Explained| {
+        let step = answer.steps.into_iter().find(|step| step.step == "source rules");
+        step.unwrap().detail
+    };
+    let ask_with = |found: &Explanation, source: &str, destination: &str| {
         let query = ExplainQuery {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             ..query(CLIENT, None)
         };
         let question = question(&view, &query, |_| None, |_| None)?;
-        let answer = answer(&view, &query, &question, &forwarded());
+        let answer = answer(&view, &query, &question, found);
         Ok::<_, String>((question, answer))
     };
+    let ask = |source: &str, destination: &str| ask_with(&found(SourceVerdict::Accept), source, destination);
     let (question, answer) = ask("2001:db8::99", "[2001:db8::1]:9200").unwrap();
     assert_eq!(question.destination, "252.1.2.3:9200".parse().unwrap());
     assert_eq!(question.source.ip().octets()[0] & 0xfc, 248);
@@ -333,6 +346,11 @@ fn an_ipv6_packet_is_explained_by_what_stands_for_its_addresses() {
         step.step == "ip version" && step.detail.contains("252.1.2.3"),
         "{step:?}"
     );
+    assert_eq!(rules_of(answer), "2001:db8::99 may come in");
+    let drop = found(SourceVerdict::Drop);
+    let (_, answer) = ask_with(&drop, "2001:db8:0:9::1", "[2001:db8::1]:9200").unwrap();
+    let denied = rules_of(answer);
+    assert!(denied.contains("mesh.deny"), "{denied}");
     // A process of the node.
     let (question, _) = ask("2001:db8::1", "[2001:db8::1]:9200").unwrap();
     assert_eq!(question.ingress, PacketIngress::Host);
