@@ -8,7 +8,7 @@ use std::{
 
 use mesh_orchestrator::objects::TaskId;
 use mesh_support::error_chain;
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 use tracing::{info, warn};
 
 use super::super::runtime::{ContainerFacts, ContainerId, ListedContainer, Runtime, RuntimeError};
@@ -20,17 +20,34 @@ pub(super) struct Inspected {
     pub(super) result: Result<Option<ContainerFacts>, RuntimeError>,
 }
 
+/// How many containers the engine is asked about at the same time. A request has a time limit, so those that
+/// hang hold up others for no longer.
+const SIDE_BY_SIDE: usize = 16;
+
 /// The inspections under way, at most one of each container, and the containers of which nothing is known
 /// yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inspections {
     under_way: JoinSet<Inspected>,
+    limit: Arc<Semaphore>,
     /// By container: whether to inspect it once more, because it has changed since.
     again: BTreeMap<ContainerId, bool>,
     /// Listed containers that were never inspected. Nothing is decided about their tasks.
     unknown: BTreeMap<TaskId, ListedContainer>,
     /// Containers whose last inspection failed.
     silent: BTreeSet<ContainerId>,
+}
+
+impl Default for Inspections {
+    fn default() -> Self {
+        Self {
+            under_way: JoinSet::new(),
+            limit: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
+            again: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            silent: BTreeSet::new(),
+        }
+    }
 }
 
 impl Inspections {
@@ -41,8 +58,10 @@ impl Inspections {
             return;
         }
         self.again.insert(id.clone(), false);
-        let runtime = Arc::clone(runtime);
+        let (runtime, limit) = (Arc::clone(runtime), Arc::clone(&self.limit));
         self.under_way.spawn(async move {
+            // It is never closed.
+            let _permit = limit.acquire().await;
             let result = runtime.container(&id).await;
             Inspected { id, result }
         });
