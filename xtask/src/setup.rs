@@ -158,7 +158,7 @@ pub fn vm(with_kernel: bool) -> Result<()> {
     let packages = missing_packages(&[Need::Vm], EbpfToolchain::RustupNightly);
     let environment = paths::vm().join("venv");
     let virtme = !environment.join("bin/vng").is_file();
-    let kernel = with_kernel && kernel::unpacked()?.is_none();
+    let kernel = with_kernel && kernel::unpacked(kernel::Debian::Release)?.is_none();
     if !packages.is_empty() {
         println!("  will install Debian packages: {}", packages.join(" "));
     }
@@ -178,7 +178,7 @@ pub fn vm(with_kernel: bool) -> Result<()> {
         install_virtme(&environment)?;
     }
     if kernel {
-        kernel::unpack()?;
+        kernel::unpack(kernel::Debian::Release)?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The kernels that virtual machines boot: Debian's own, unpacked from its package, or any image of the
-//! caller's. Depends on `command` and `paths`.
+//! The kernels that virtual machines boot: Debian's own and the one that is backported to it, unpacked from
+//! their packages, or any image of the caller's. Depends on `command` and `paths`.
 
 use std::{
     fs,
@@ -17,14 +17,37 @@ use crate::{
 
 /// The package that depends on Debian's newest kernel of the release, the one with all drivers.
 const NEWEST: &str = "linux-image-amd64";
+/// The release of Debian that the lab's programs are of.
+const RELEASE: &str = "bookworm";
+/// What Debian's archives are signed with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Debian's kernel, where it has been unpacked: the image, with its modules beside it as a file system
-/// has them (`boot/vmlinuz-V`, `lib/modules/V`). `None` before [`unpack`].
+/// A kernel of Debian's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Debian {
+    /// The release's own.
+    Release,
+    /// The newest one that is backported to the release.
+    Backports,
+}
+
+impl Debian {
+    /// Where it is unpacked, below the folder of virtual machines.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Release => "kernel",
+            Self::Backports => "kernel-backports",
+        }
+    }
+}
+
+/// A kernel, where it has been unpacked: the image, with its modules beside it as a file system has them
+/// (`boot/vmlinuz-V`, `lib/modules/V`). `None` before [`unpack`].
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn unpacked() -> Result<Option<PathBuf>> {
-    let folder = paths::vm().join("kernel/boot");
+pub fn unpacked(which: Debian) -> Result<Option<PathBuf>> {
+    let folder = paths::vm().join(which.folder()).join("boot");
     let Ok(entries) = fs::read_dir(&folder) else {
         return Ok(None);
     };
@@ -39,17 +62,33 @@ pub fn unpacked() -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Downloads the package of Debian's kernel and unpacks it; it is not installed, this machine's own kernel
-/// stays the one it boots.
+/// The backported kernel, unpacked if it is not yet.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn backports() -> Result<PathBuf> {
+    if unpacked(Debian::Backports)?.is_none() {
+        unpack(Debian::Backports)?;
+    }
+    unpacked(Debian::Backports)?.context("the backported kernel is not where it was unpacked")
+}
+
+/// Downloads the package of a kernel and unpacks it; it is not installed, this machine's own kernel stays the
+/// one it boots.
 ///
 /// # Errors
 /// When there is no such package, or it cannot be downloaded or unpacked.
-pub fn unpack() -> Result<()> {
-    let package = newest_package()?;
-    let draft = paths::vm().join("kernel.new");
+pub fn unpack(which: Debian) -> Result<()> {
+    let lists = match which {
+        Debian::Release => Vec::new(),
+        Debian::Backports => backports_lists()?,
+    };
+    let package = newest_package(&lists)?;
+    let draft = paths::vm().join(which.folder()).with_extension("new");
     remove_folder(&draft)?;
     fs::create_dir_all(&draft).with_context(|| format!("could not create {}", draft.display()))?;
-    let mut download = command(["apt-get", "download", &package]);
+    let mut download = command(["apt-get"]);
+    download.args(&lists).args(["download", &package]);
     progress(
         &format!("Debian package {package}, to unpack"),
         "kernel-download",
@@ -66,13 +105,60 @@ pub fn unpack() -> Result<()> {
     let version = package.trim_start_matches("linux-image-");
     // The package leaves this to its installation.
     run(command(["depmod", "--all", "--basedir"]).arg(&draft).arg(version))?;
-    let folder = paths::vm().join("kernel");
+    let folder = paths::vm().join(which.folder());
     remove_folder(&folder)?;
     fs::rename(&draft, &folder).with_context(|| format!("could not create {}", folder.display()))
 }
 
-fn newest_package() -> Result<String> {
-    let depends = run(&mut command(["apt-cache", "depends", NEWEST]))?;
+/// Options by which apt reads lists of backported packages, which are kept apart: this machine's own lists,
+/// and what it would install, stay as they are.
+fn backports_lists() -> Result<Vec<String>> {
+    let format = "--format=$(REPO_URI) $(CODENAME)";
+    let targets = run(&mut command([
+        "apt-get",
+        "indextargets",
+        format,
+        "Created-By: Packages",
+    ]))?;
+    let (site, release) = parse_site(&targets)
+        .with_context(|| format!("`apt-get indextargets` names no archive of {RELEASE}"))?;
+    let folder = paths::vm().join("apt");
+    let sources = folder.join("sources");
+    for folder in [sources.as_path(), &folder.join("lists/partial")] {
+        fs::create_dir_all(folder).with_context(|| format!("could not create {}", folder.display()))?;
+    }
+    let path = sources.join("backports.sources");
+    let text = format!(
+        "Types: deb\nURIs: {site}\nSuites: {release}-backports\nComponents: main\nSigned-By: {KEYRING}\n"
+    );
+    fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
+    let folder = fs::canonicalize(&folder).with_context(|| format!("could not find {}", folder.display()))?;
+    let options: Vec<String> = [
+        "Dir::Etc::SourceList=/dev/null".to_owned(),
+        format!("Dir::Etc::SourceParts={}", folder.join("sources").display()),
+        format!("Dir::State::Lists={}", folder.join("lists").display()),
+        format!("Dir::Cache={}", folder.display()),
+    ]
+    .into_iter()
+    .flat_map(|option| ["--option".to_owned(), option])
+    .collect();
+    let mut update = command(["apt-get"]);
+    progress(
+        "package lists of backports",
+        "apt-update-backports",
+        update.args(&options).arg("update"),
+    )?;
+    Ok(options)
+}
+
+/// The archive that has the release itself, and the release's name.
+fn parse_site(targets: &str) -> Option<(&str, &str)> {
+    let mut targets = targets.lines().filter_map(|line| line.split_once(' '));
+    targets.find(|(_, release)| *release == RELEASE)
+}
+
+fn newest_package(lists: &[String]) -> Result<String> {
+    let depends = run(command(["apt-cache"]).args(lists).args(["depends", NEWEST]))?;
     parse_dependency(&depends).with_context(|| {
         format!("`apt-cache depends {NEWEST}` names no kernel; give one by --kernel and --modules")
     })
@@ -142,6 +228,13 @@ mod tests {
             parse_dependency("linux-image-amd64\n  Depends: <virtual>\n"),
             None
         );
+    }
+
+    #[test]
+    fn backports_are_where_the_release_is() {
+        let text = "http://a/security/ bookworm-security\nhttp://a/debian/ bookworm\nhttp://a/debian/ bookworm-updates\n";
+        assert_eq!(parse_site(text), Some(("http://a/debian/", "bookworm")));
+        assert_eq!(parse_site("http://a/ubuntu/ noble\n"), None);
     }
 
     #[test]

@@ -75,6 +75,15 @@ impl Default for MachineArguments {
 }
 
 impl MachineArguments {
+    /// Debian's own kernel, in a machine that is ended after this long.
+    #[must_use]
+    pub fn lasting(limit: Duration) -> Self {
+        Self {
+            limit: limit.as_secs(),
+            ..Self::default()
+        }
+    }
+
     /// Installs what is missing for virtual machines and says which one these arguments describe.
     ///
     /// # Errors
@@ -83,7 +92,7 @@ impl MachineArguments {
         setup::vm(self.kernel.is_none())?;
         let kernel = match &self.kernel {
             Some(image) => kernel::staged(image, self.modules.as_deref())?,
-            None => match kernel::unpacked()? {
+            None => match kernel::unpacked(kernel::Debian::Release)? {
                 Some(image) => image,
                 None => bail!("Debian's kernel is not where set-up unpacks it"),
             },

@@ -5,7 +5,10 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 
-use super::{MachineArguments, machine::quote};
+use super::{
+    MachineArguments, kernel,
+    machine::{Machine, quote},
+};
 use crate::{
     build, paths,
     phases::{Output, Phases},
@@ -39,9 +42,20 @@ const BRIEF_CONFORMANCE: [(&str, &str); 3] = [
     ("ebpf-native-clsact", "datagrams_of_any_size"),
 ];
 
-/// The programs' tests that show whether this kernel takes them, and how they treat frames that are built by
-/// hand. Each loads all programs, which takes five seconds there; the stories show the rest.
-const BRIEF_PROGRAMS: &str = "life:: delivery::";
+/// The programs' tests that show whether this kernel takes them, and how they treat frames: built by hand,
+/// kept in files, and random. Each loads all programs, which takes five seconds there; the stories show the
+/// rest.
+const BRIEF_PROGRAMS: &str = "life:: delivery:: fixtures:: fuzz::";
+
+/// For how many seconds random frames are tried there.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Of a kernel between the release's and this machine's: whether it takes the programs, and whether they do
+/// the same there.
+const BACKPORTS_PROGRAMS: &str = "fixtures::";
+
+/// The test that prints how many instructions a kernel's verifier takes.
+const VERIFIER: &str = "--exact life::every_program_passes_the_verifier --nocapture --quiet";
 
 /// The groups of the Swarm's stories that this kernel is needed for.
 const SWARM_GROUPS: [&str; 4] = ["beside", "ipvs", "vlan", "bond"];
@@ -97,11 +111,10 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
         };
         let file = quote(&binary.file.to_string_lossy());
         if listed.name == "programs" {
-            let verifier = "--exact life::every_program_passes_the_verifier --nocapture --quiet";
             script.step(
                 "the verifier's counts",
                 listed.folder,
-                &format!("{file} {verifier}"),
+                &format!("{file} {VERIFIER}"),
             );
         }
         let command = match listed.name {
@@ -116,7 +129,9 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
             "conformance" if !arguments.datapaths.is_empty() => {
                 format!("MESH_DATAPATHS={} {file}", quote(&arguments.datapaths.join(",")))
             }
-            "programs" if arguments.brief => format!("{file} {BRIEF_PROGRAMS}"),
+            "programs" if arguments.brief => {
+                format!("MESH_FUZZ_SECONDS={FUZZ_SECONDS} {file} {BRIEF_PROGRAMS}")
+            }
             // These load the programs dozens of times, and what they show is the same on every kernel.
             "programs" => format!("{file} --skip crash:: --skip takeover::an_agent_killed"),
             // These need engines, and the last one a Swarm.
@@ -135,6 +150,48 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
         };
         script.step(listed.name, listed.folder, &command);
     }
+    succeed(&machine, script, output)?;
+    // Another kernel of the caller's is the one that is asked for.
+    if arguments.machine.kernel.is_some() {
+        return Ok(());
+    }
+    under_backports(arguments, built, output)
+}
+
+/// The programs under the kernel that is backported to Debian's release. Where that cannot be had, this is
+/// shown, and nothing fails: its archive is not one that this machine needs for anything else.
+fn under_backports(arguments: &Arguments, built: &[Built], output: &Output) -> Result<()> {
+    let listed = ALL.iter().find(|listed| listed.name == "programs");
+    let binary = built.iter().find(|built| built.name == "programs");
+    let (Some(listed), Some(binary)) = (listed, binary) else {
+        return Ok(());
+    };
+    let image = match kernel::backports() {
+        Ok(image) => image,
+        Err(error) => {
+            output.line(&format!(
+                "== not run under the kernel of Debian's backports: {error:#}"
+            ));
+            return Ok(());
+        }
+    };
+    let machine = Machine {
+        kernel: image,
+        ..arguments.machine.machine()?
+    };
+    let file = quote(&binary.file.to_string_lossy());
+    let mut script = Script::default();
+    script.step(
+        "the verifier's counts",
+        listed.folder,
+        &format!("{file} {VERIFIER}"),
+    );
+    script.step("programs", listed.folder, &format!("{file} {BACKPORTS_PROGRAMS}"));
+    succeed(&machine, script, output)
+}
+
+/// Runs a script's steps in a machine.
+fn succeed(machine: &Machine, script: Script, output: &Output) -> Result<()> {
     match machine.run_to(&script.finish(), output)? {
         0 => Ok(()),
         code => bail!("tests failed in the virtual machine (exit code {code})"),

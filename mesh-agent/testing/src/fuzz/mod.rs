@@ -10,6 +10,7 @@ use std::{
     collections::VecDeque,
     fmt::Write as _,
     net::Ipv4Addr,
+    ops::AddAssign,
     time::{Duration, Instant},
 };
 
@@ -109,6 +110,16 @@ pub struct Tried {
     pub sent_from_ipv6: u64,
     /// Of those, the ones that left as IPv6.
     pub sent_to_ipv6: u64,
+}
+
+impl AddAssign for Tried {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.dropped += other.dropped;
+        self.sent += other.sent;
+        self.sent_from_ipv6 += other.sent_from_ipv6;
+        self.sent_to_ipv6 += other.sent_to_ipv6;
+    }
 }
 
 /// A node with replicas of its own and of the peer, whose programs are to be tried.
