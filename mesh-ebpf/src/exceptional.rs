@@ -160,13 +160,19 @@ fn plain_fragment<'a, F: CopyFrame, T: Tables>(
         // With nothing to carry, or another's: no packet is so long, and the kernel drops it.
         return Decision::PASS;
     }
-    let mut key = fragment.flow_key(frame, tables, ETHERNET_LENGTH);
+    let mut key = match fragment.flow_key(frame, tables, ETHERNET_LENGTH) {
+        Ok(key) => key,
+        Err(reason) => return Decision::drop(reason),
+    };
     // What this node's own kernels send is in order.
     if key.is_none() && matches!(hook, Hook::TcUplink) && !fragment.is_first() {
         fragment.hold(frame, tables, ETHERNET_LENGTH);
         // The first one may have come on another CPU meanwhile, too early to let this one follow. (If not,
         // the receiver gets it twice.)
-        key = fragment.flow_key(frame, tables, ETHERNET_LENGTH);
+        key = match fragment.flow_key(frame, tables, ETHERNET_LENGTH) {
+            Ok(key) => key,
+            Err(reason) => return Decision::drop(reason),
+        };
     }
     let Some(key) = key else {
         return Decision::PASS;
@@ -219,8 +225,10 @@ fn encapsulated_fragment<'a, F: CopyFrame, T: Tables>(
     let Some(fragment) = fragment::find(frame, offset) else {
         return Decision::drop(DropReason::BadGeneve);
     };
-    let Some(key) = fragment.flow_key(frame, tables, offset) else {
-        return Decision::drop(DropReason::Fragment);
+    let key = match fragment.flow_key(frame, tables, offset) {
+        Ok(Some(key)) => key,
+        Ok(None) => return Decision::drop(DropReason::Fragment),
+        Err(reason) => return Decision::drop(reason),
     };
     let (is_reply, key) = match envelope.kind {
         GeneveKind::Reply => (true, key.reversed()),

@@ -3,6 +3,10 @@
 //! that comes before the first is kept until then; the original passes, as it may be another's. The first one
 //! goes on then, and a carrier follows, which becomes one after the other.
 //!
+//! A later fragment that overlaps the first one is dropped: the receiver might take its bytes for the ports
+//! or flags that were decided about (RFC 1858, RFC 3128). Where other fragments overlap, that is the
+//! receiver's to judge, which is the only one that has them all.
+//!
 //! What is too big for its way is split further. Packets are put together again by their receiver.
 
 use crate::{
@@ -39,6 +43,8 @@ const MOST_WAITS: u32 = 4;
 pub struct Fragment {
     key: DatagramKey,
     total_length: u16,
+    /// Where it begins, in bytes of the packet behind its IP header.
+    offset: u32,
     is_first: bool,
     is_carrier: bool,
 }
@@ -55,9 +61,21 @@ pub fn find<F: ReadFrame>(frame: &F, offset: usize) -> Option<Fragment> {
     is_one.then_some(Fragment {
         key: key(ip),
         total_length,
+        offset: offset_of(ip),
         is_first: ip.fragment.raw() & IPV4_FRAGMENT_OFFSET_MASK.raw() == 0,
         is_carrier: ip.fragment.get() == CARRIER,
     })
+}
+
+#[inline(always)]
+fn offset_of(ip: &Ipv4) -> u32 {
+    u32::from(ip.fragment.get() & IPV4_FRAGMENT_OFFSET_MASK.get()) * 8
+}
+
+/// Where a first fragment ends.
+#[inline(always)]
+fn end_of_first(ip: &Ipv4) -> u16 {
+    ip.total_length.get().wrapping_sub(IPV4_LENGTH as u16)
 }
 
 #[inline(always)]
@@ -108,7 +126,8 @@ fn has_to_release(datagram: DatagramEntry) -> bool {
 
 /// Notes whose a packet is. The ports before the state, by which others know that they are there.
 #[inline(always)]
-fn assign(datagram: DatagramEntry, flow: &FlowKey, state: DatagramState) {
+fn assign(datagram: DatagramEntry, flow: &FlowKey, first_end: u16, state: DatagramState) {
+    datagram.set_first_end(first_end);
     datagram.set_source_port(flow.source_port);
     datagram.set_destination_port(flow.destination_port);
     datagram.set_waits(0);
@@ -129,6 +148,7 @@ pub fn note<F: ReadFrame, T: Tables>(frame: &F, tables: &T, offset: usize, flow:
             state: DatagramState::OURS,
             source_port: flow.source_port,
             destination_port: flow.destination_port,
+            first_end: end_of_first(ip),
             ..Datagram::default()
         },
     );
@@ -162,7 +182,7 @@ pub fn first<'a, F: ReadFrame, T: Tables>(
     } else {
         DatagramState::OTHER
     };
-    assign(datagram, &packet.key, state);
+    assign(datagram, &packet.key, end_of_first(ip), state);
     if is_ours && has_to_release(datagram) {
         Decision::exceptional(hook)
     } else {
@@ -184,25 +204,39 @@ impl Fragment {
     }
 
     /// The tuple of its packet, if that is known to be the mesh's.
+    ///
+    /// # Errors
+    /// The reason to drop it: it overlaps the first one.
     #[inline(always)]
-    pub fn flow_key<F: ReadFrame, T: Tables>(&self, frame: &F, tables: &T, offset: usize) -> Option<FlowKey> {
+    pub fn flow_key<F: ReadFrame, T: Tables>(
+        &self,
+        frame: &F,
+        tables: &T,
+        offset: usize,
+    ) -> Result<Option<FlowKey>, DropReason> {
         let (source_port, destination_port) = if self.is_first {
-            let ports = frame.at::<Ports>(offset + IPV4_LENGTH)?;
+            let Some(ports) = frame.at::<Ports>(offset + IPV4_LENGTH) else {
+                return Ok(None);
+            };
             (ports.source, ports.destination)
         } else {
-            let datagram = known(tables, &self.key)?;
-            if datagram.state() != DatagramState::OURS {
-                return None;
+            let Some(datagram) =
+                known(tables, &self.key).filter(|datagram| datagram.state() == DatagramState::OURS)
+            else {
+                return Ok(None);
+            };
+            if self.offset < u32::from(datagram.first_end()) {
+                return Err(DropReason::FragmentOverlap);
             }
             (datagram.source_port(), datagram.destination_port())
         };
-        Some(FlowKey {
+        Ok(Some(FlowKey {
             source: self.key.source,
             destination: self.key.destination,
             source_port,
             destination_port,
             protocol: u32::from(self.key.protocol),
-        })
+        }))
     }
 
     /// Keeps a copy of one of whose packet the first one has not come.
@@ -358,6 +392,7 @@ pub fn split<F: FragmentFrame, T: Tables>(frame: &mut F, tables: &T, mtu: u16) -
     {
         // Its carrier, if there is one, arrives before its parts.
         datagram.set_waits(MOST_WAITS);
+        datagram.set_first_end(kept);
     }
     let scratch = tables.scratch().ok_or(Refused)?;
     let end = ETHERNET_LENGTH + IPV4_LENGTH + usize::from(kept);

@@ -62,6 +62,8 @@ impl DatagramEntry {
         source_port, set_source_port: crate::bytes::Be16,
         /// Receiver's port.
         destination_port, set_destination_port: crate::bytes::Be16,
+        /// Where the first one ends.
+        first_end, set_first_end: u16,
     }
 
     /// The entry's memory.

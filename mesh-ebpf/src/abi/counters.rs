@@ -106,11 +106,14 @@ pub enum DropReason {
     NoClientAddress = 23,
     /// A datagram for an IPv6 client without a checksum, which IPv6 does not take (RFC 8200, 8.1).
     NoChecksum = 24,
+    /// A later fragment that overlaps the first one of its packet, and so may replace the ports or flags that
+    /// were decided about.
+    FragmentOverlap = 25,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Martian,
         Self::BadLength,
         Self::Truncated,
@@ -136,6 +139,7 @@ impl DropReason {
         Self::MaxNewConnectionsPerSource,
         Self::NoClientAddress,
         Self::NoChecksum,
+        Self::FragmentOverlap,
     ];
 
     /// The name in metrics.
@@ -166,6 +170,7 @@ impl DropReason {
             Self::MaxNewConnectionsPerSource => "max_new_connections_per_source",
             Self::NoClientAddress => "no_client_address",
             Self::NoChecksum => "no_checksum",
+            Self::FragmentOverlap => "fragment_overlap",
         }
     }
 }

@@ -47,8 +47,10 @@ pub struct Datagram {
     pub source_port: Be16,
     /// Receiver's port, the same.
     pub destination_port: Be16,
+    /// Where the first fragment ends, in bytes of the packet behind its IP header, once that was seen.
+    pub first_end: u16,
     /// Zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 /// What is known of a packet of which a fragment has been seen.

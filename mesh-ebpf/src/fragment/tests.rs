@@ -377,3 +377,61 @@ fn fragments_for_an_ipv6_client_leave_room_for_the_header_that_says_so() {
         assert!(together(&[first.clone(), frame.clone()]).is_some());
     }
 }
+
+/// A fragment of the same packet that begins elsewhere.
+fn moved(fragment: &TestFrame, offset: u16) -> TestFrame {
+    let mut moved = fragment.clone();
+    moved.bytes[IP + 6..IP + 8].copy_from_slice(&((offset / 8) | 0x2000).to_be_bytes());
+    fix_ip_checksum(&mut moved.bytes, IP);
+    moved
+}
+
+#[test]
+fn a_fragment_that_overlaps_the_first_one_is_dropped_in_any_order() {
+    for replica in [1, 2] {
+        let action = if replica == 1 { INTO_CONTAINER } else { TO_PEER };
+        // Into the tunnel, 1,424 bytes of the first one go on as such.
+        for offset in [8, 16, 1416] {
+            for comes_first in [false, true] {
+                let (entry, _) = nodes(replica);
+                let sent = fragments(at(CLIENT), at(FRONTEND), 3000, 1500);
+                let overlapping = moved(&sent[1], offset);
+                let mut arriving = sent.clone();
+                arriving.insert(usize::from(!comes_first), overlapping);
+                let left: Vec<_> = (arriving.into_iter())
+                    .flat_map(|frame| run_until_gone(&entry, Hook::TcUplink, frame))
+                    .filter(|(how, _)| *how == action)
+                    .collect();
+                let whole = if replica == 1 { 3 } else { 5 };
+                assert_eq!(left.len(), whole, "{replica} {offset} {comes_first}");
+                assert_eq!(entry.drops(Hook::TcUplink, DropReason::FragmentOverlap), 1);
+                assert_eq!(entry.all_drops(), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peers_fragment_that_overlaps_the_first_one_is_dropped() {
+    let (entry, other) = nodes(2);
+    let sent = fragments(at(CLIENT), at(FRONTEND), 3000, 1400);
+    let encapsulated = through(&entry, Hook::TcUplink, sent, TO_PEER);
+    let mut arriving = received(&encapsulated);
+    let later = IP + OUTER_LENGTH + 6;
+    arriving[1].bytes[later..later + 2].copy_from_slice(&0x2001_u16.to_be_bytes());
+    fix_ip_checksum(&mut arriving[1].bytes, IP + OUTER_LENGTH);
+    for mut frame in arriving {
+        run(&other, Hook::TcUplink, &mut frame);
+    }
+    assert_eq!(other.drops(Hook::TcUplink, DropReason::FragmentOverlap), 1);
+}
+
+#[test]
+fn others_fragments_may_overlap() {
+    let (entry, _) = nodes(1);
+    let sent = fragments(at(CLIENT), at("10.0.0.1:53"), 3000, 1500);
+    for frame in [sent[0].clone(), moved(&sent[1], 8)] {
+        assert_eq!(run_until_gone(&entry, Hook::TcUplink, frame)[0].0, Action::Pass);
+    }
+    assert_eq!(entry.all_drops(), 0);
+}
