@@ -113,7 +113,16 @@ impl Api {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        self.ask(Method::POST, path, &[], None, Some(body)).await
+        self.post_with(path, &[], body).await
+    }
+
+    pub(crate) async fn post_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: Query<'_>,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        self.ask(Method::POST, path, query, None, Some(body)).await
     }
 
     /// Replaces an object, if given only at that revision.
@@ -123,7 +132,17 @@ impl Api {
         revision: Option<&str>,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        self.ask(Method::PUT, path, &[], revision, Some(body)).await
+        self.put_with(path, &[], revision, body).await
+    }
+
+    pub(crate) async fn put_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: Query<'_>,
+        revision: Option<&str>,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        self.ask(Method::PUT, path, query, revision, Some(body)).await
     }
 
     pub(crate) async fn patch<T: DeserializeOwned>(

@@ -59,6 +59,17 @@ pub(super) fn changed_answer(
     id: ServiceId,
     changed: &Changed,
 ) -> Result<Response, ApiError> {
+    changed_with(api, status, id, changed, Vec::new())
+}
+
+/// As [`changed_answer`], with warnings of the handler's own.
+pub(super) fn changed_with(
+    api: &Api,
+    status: StatusCode,
+    id: ServiceId,
+    changed: &Changed,
+    mut all: Vec<String>,
+) -> Result<Response, ApiError> {
     let revision = match changed.services.get(&id) {
         Some(revision) => *revision,
         None => revision(api, &id)?,
@@ -67,10 +78,11 @@ pub(super) fn changed_answer(
         let service = state.service(&id)?;
         views::warnings(state, &service.spec)
     });
+    all.extend(warnings.unwrap_or_default());
     let answer = ServiceChanged {
         id,
         revision,
-        warnings,
+        warnings: (!all.is_empty()).then_some(all),
     };
     tagged(status, &revision, &answer)
 }

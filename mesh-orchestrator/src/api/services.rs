@@ -1,6 +1,8 @@
 //! Services: list, create, inspect, change, scale, remove. Every change is one of the `commands`, made
 //! through the cluster.
 
+use std::sync::Arc;
+
 use axum::{http::StatusCode, response::Response};
 use serde_json::Value;
 
@@ -9,9 +11,9 @@ use super::{
     call::Call,
     caller::Caller,
     error::ApiError,
-    files, patch,
+    files, images, patch,
     respond::{no_content, ok, tagged},
-    service_access::{changed_answer, find, gone, known_version, revision, view},
+    service_access::{changed_answer, changed_with, find, gone, known_version, revision, view},
     types::{ScaleRequest, ServiceView},
     webhooks,
 };
@@ -71,9 +73,10 @@ pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
-    let spec = ServiceSpec::from_json(call.body())?;
+    let mut spec = ServiceSpec::from_json(call.body())?;
     call.caller.admit(&spec)?;
     files::check_references(&call.api, &spec).await?;
+    let warnings = images::pin(&call, &mut spec, None).await?;
     let id = call.api.cluster().new_service_id();
     let changed = call
         .api
@@ -82,15 +85,16 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
             commands::create_service(state, id.clone(), spec.clone(), now)
         })
         .await?;
-    changed_answer(&call.api, StatusCode::CREATED, id, &changed)
+    changed_with(&call.api, StatusCode::CREATED, id, &changed, warnings)
 }
 
 pub(super) async fn replace(call: Call) -> Result<Response, ApiError> {
-    let spec = ServiceSpec::from_json(call.body())?;
+    let mut spec = ServiceSpec::from_json(call.body())?;
     call.caller.admit(&spec)?;
     files::check_references(&call.api, &spec).await?;
     let service = find(&call)?;
     let version = expected_version(&call, &service)?;
+    let warnings = images::pin(&call, &mut spec, Some(&service.spec)).await?;
     let id = service.id.clone();
     let changed = call
         .api
@@ -106,7 +110,7 @@ pub(super) async fn replace(call: Call) -> Result<Response, ApiError> {
         })
         .await
         .map_err(|error| with_current(&call.api, &id, error.into()))?;
-    changed_answer(&call.api, StatusCode::OK, id, &changed)
+    changed_with(&call.api, StatusCode::OK, id, &changed, warnings)
 }
 
 pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
@@ -120,7 +124,7 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
     let version = expected_version(&call, &service)?;
     // Validated once here, where an error is the caller's fault, and again on the current specification
     // below.
-    let spec = patched(&service.spec, &patch)?;
+    let mut spec = patched(&service.spec, &patch)?;
     call.caller.admit(&spec)?;
     // Another change in between must not bring in what this check has not seen.
     let version = match &call.caller {
@@ -128,18 +132,26 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
         Caller::Administrator | Caller::Anyone => version,
     };
     files::check_references(&call.api, &spec).await?;
+    let unpinned = spec.task_template.container_spec.image.clone();
+    let warnings = images::pin(&call, &mut spec, Some(&service.spec)).await?;
     let id = service.id.clone();
     let changed = call
         .api
         .cluster()
         .change(call.author("update"), |state, now| {
             let service = commands::known_service(state, &id)?;
-            let spec = patched(&service.spec, &patch)?;
+            let mut again = patched(&service.spec, &patch)?;
+            if again.task_template.container_spec.image == unpinned {
+                let image = &spec.task_template.container_spec.image;
+                let task = Arc::make_mut(&mut again.task_template);
+                task.container_spec.image.clone_from(image);
+            }
+            let spec = again;
             commands::update_service(state, &id, version.unwrap_or(service.version), spec, now)
         })
         .await
         .map_err(|error| with_current(&call.api, &id, error.into()))?;
-    changed_answer(&call.api, StatusCode::OK, id, &changed)
+    changed_with(&call.api, StatusCode::OK, id, &changed, warnings)
 }
 
 /// A specification with a merge patch applied.

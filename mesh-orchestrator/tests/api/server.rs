@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use mesh_orchestrator::{
     api::{Access, Api, ImageResolver, Parts, types::ServiceView},
-    objects::{NodeRole, Timestamp},
+    objects::{NodeRole, State, Timestamp},
     secrets::Vault,
 };
 use mesh_orchestrator_testing::{PATIENCE, agent::Machine, lab::Lab};
@@ -123,6 +123,13 @@ impl Server {
     /// A request by the administrator.
     pub(crate) fn request(&self, method: Method, path: &str) -> Result<Request> {
         Request::new(&self.folder.path().join("one.admin"), method, path)
+    }
+
+    /// Waits until the second node has a service, too.
+    pub(crate) async fn until_other_has(&self, name: &str) -> Result<()> {
+        let other = self.other.as_ref().context("there is no second node")?;
+        let has = |state: &State| state.service_named(name).is_some();
+        other.handle.until("the second node has the service", has).await
     }
 
     /// A request by the administrator of the second node.

@@ -17,7 +17,7 @@ async fn a_service_is_created_and_runs_and_is_found_by_name_id_and_prefix() -> R
     let revision = made.json["revision"].as_str().context("revision")?;
     assert!(revision.starts_with("1-"), "{revision}");
     assert_eq!(made.header("etag"), Some(format!("\"{revision}\"").as_str()));
-    assert!(made.json["warnings"].is_null());
+    assert!(made.json["warnings"].to_string().contains("on a registry"));
 
     let view = server.until("web", |view| view.running == 2).await?;
     assert_eq!((view.desired, view.completed), (2, None));
@@ -371,5 +371,63 @@ async fn without_the_store_services_can_be_read_but_not_changed() -> Result<()> 
         .await
         .context("not in time")??;
     server.until("web", |view| view.running == 2).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_pinned_to_its_digest_when_a_service_gets_it() -> Result<()> {
+    let server = Server::start().await?;
+    let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+    let image = async || {
+        let view = server.service("web").await?;
+        Ok::<_, anyhow::Error>(view.spec.task_template.container_spec.image.clone())
+    };
+    let patch = async |image: &str, query: &str| {
+        let patch = json!({"task_template": {"container_spec": {"image": image}}});
+        let request = server.request(Method::PATCH, &format!("/v1/services/web{query}"))?;
+        request.json(&patch).send().await?.expect(StatusCode::OK)
+    };
+    server.images.push("web:1", &digest("a"));
+    let created = server.create(spec("web", 1)).await?;
+    assert_eq!(created.json["warnings"], json!(null), "{}", created.text);
+    assert_eq!(image().await?, format!("web:1@{}", digest("a")));
+    // All tasks run it, whatever is pushed in the meantime, until the image itself is changed.
+    server.images.push("web:1", &digest("b"));
+    server
+        .post("/v1/services/web/scale", json!({"replicas": 2}))
+        .await?
+        .expect(StatusCode::OK)?;
+    let labels = server.request(Method::PATCH, "/v1/services/web")?;
+    labels
+        .json(&json!({"labels": {"a": "b"}}))
+        .send()
+        .await?
+        .expect(StatusCode::OK)?;
+    assert_eq!(image().await?, format!("web:1@{}", digest("a")));
+    patch("web:1", "").await?;
+    assert_eq!(image().await?, format!("web:1@{}", digest("b")));
+    patch("web:1", "?resolve_image=false").await?;
+    assert_eq!(image().await?, "web:1");
+    // A registry that is away changes nothing for a tag that was pinned before.
+    patch("web:1", "").await?;
+    assert_eq!(image().await?, "web:1", "it has not changed");
+    patch("web:1", "?resolve_image=true").await?;
+    server.images.push("web:1", "no digest");
+    let changed = patch("web:1", "").await?;
+    assert!(
+        changed.json["warnings"]
+            .to_string()
+            .contains("stays on the digest"),
+        "{}",
+        changed.text
+    );
+    assert_eq!(image().await?, format!("web:1@{}", digest("b")));
+    let warned = patch("web:9", "").await?;
+    let text = warned.json["warnings"].to_string();
+    assert!(
+        text.contains("could not be accessed on a registry") && text.contains("manifest unknown"),
+        "{text}"
+    );
+    assert_eq!(image().await?, "web:9");
     Ok(())
 }

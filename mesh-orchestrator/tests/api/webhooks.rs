@@ -209,6 +209,7 @@ async fn each_webhook_has_its_own_limit() -> Result<()> {
 async fn a_webhook_without_a_complete_url_says_what_is_missing() -> Result<()> {
     let server = Server::start_two().await?;
     server.create(spec("web", 0)).await?;
+    server.until_other_has("web").await?;
     let path = "/v1/services/web/webhooks";
     let request = server.request_at_other(Method::POST, path)?;
     let made = request.json(&json!({"name": "ci"})).send().await?;
@@ -231,6 +232,7 @@ async fn a_webhook_without_a_complete_url_says_what_is_missing() -> Result<()> {
 async fn the_limit_of_a_webhook_holds_for_all_nodes_together() -> Result<()> {
     let server = Server::start_two().await?;
     server.create(spec("web", 0)).await?;
+    server.until_other_has("web").await?;
     let path = hook(&server, "web", "ci").await?;
     let mut accepted = 0;
     for number in 0..10 {

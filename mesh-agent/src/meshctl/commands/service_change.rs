@@ -48,7 +48,8 @@ impl Create {
                 .flags
                 .specification(image, arguments, &suffix, surroundings)?)
         })?;
-        let created: ServiceChanged = api.post(&["services"], &spec).await?;
+        let query = resolving(self.flags.resolves_image());
+        let created: ServiceChanged = api.post_with(&["services"], query, &spec).await?;
         finish(
             api,
             created.id.as_str(),
@@ -57,6 +58,15 @@ impl Create {
             self.wait.wait(),
         )
         .await
+    }
+}
+
+/// The query of a change that may have the image's tag replaced by its digest.
+pub(super) fn resolving(resolve: Option<bool>) -> &'static [(&'static str, &'static str)] {
+    match resolve {
+        None => &[],
+        Some(true) => &[("resolve_image", "true")],
+        Some(false) => &[("resolve_image", "false")],
     }
 }
 
@@ -114,8 +124,9 @@ impl Update {
             let mut spec = (*view.spec).clone();
             with_surroundings(|surroundings| Ok(self.flags.apply(&mut spec, surroundings)?))?;
             let revision = view.revision.to_string();
+            let query = resolving(self.flags.resolves_image());
             let answer = api
-                .put(&["services", view.id.as_str()], Some(&revision), &spec)
+                .put_with(&["services", view.id.as_str()], query, Some(&revision), &spec)
                 .await;
             match answer {
                 Err(error) if error.is(StatusCode::PRECONDITION_FAILED) && attempt < ATTEMPTS => attempt += 1,

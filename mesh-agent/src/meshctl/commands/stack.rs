@@ -55,7 +55,7 @@ pub struct Deploy {
     /// Accepted for scripts: credentials are stored by `meshctl registry login`
     #[arg(long)]
     with_registry_auth: bool,
-    /// Accepted for scripts: tags are resolved where tasks run
+    /// Query the registry to resolve image digests
     #[arg(long, value_name = "WHEN", value_parser = ["always", "changed", "never"])]
     resolve_image: Option<String>,
     #[command(flatten)]
@@ -196,18 +196,20 @@ impl Deploy {
             self.prune(api, &known, &stack).await?;
         }
         put_files(api, &stack).await?;
+        let query =
+            service_change::resolving((self.resolve_image.as_deref() == Some("never")).then_some(false));
         let mut changed = Vec::new();
         // What others depend on comes first, so that their names are known.
         for spec in in_order(&stack.services) {
             match known.iter().find(|view| view.spec.name == spec.name) {
                 Some(view) => {
-                    if update(api, view, spec).await? {
+                    if update(api, view, spec, query).await? {
                         changed.push(spec.name.clone());
                     }
                 }
                 None => {
                     say(&format!("Creating service {}", spec.name))?;
-                    let made: ServiceChanged = api.post(&["services"], spec).await?;
+                    let made: ServiceChanged = api.post_with(&["services"], query, spec).await?;
                     warn_all(made.warnings.as_deref());
                     changed.push(spec.name.clone());
                 }
@@ -273,7 +275,12 @@ fn in_order(specs: &[ServiceSpec]) -> Vec<&ServiceSpec> {
 }
 
 /// Whether there was anything to change.
-async fn update(api: &Api, view: &ServiceView, spec: &ServiceSpec) -> Result<bool, Failure> {
+async fn update(
+    api: &Api,
+    view: &ServiceView,
+    spec: &ServiceSpec,
+    query: &[(&str, &str)],
+) -> Result<bool, Failure> {
     let mut spec = spec.clone();
     let (name, known) = (spec.name.clone(), &view.spec);
     let task = std::sync::Arc::make_mut(&mut spec.task_template);
@@ -291,7 +298,7 @@ async fn update(api: &Api, view: &ServiceView, spec: &ServiceSpec) -> Result<boo
     }
     let revision = view.revision.to_string();
     let changed: ServiceChanged = api
-        .put(&["services", view.id.as_str()], Some(&revision), &spec)
+        .put_with(&["services", view.id.as_str()], query, Some(&revision), &spec)
         .await?;
     warn_all(changed.warnings.as_deref());
     Ok(true)

@@ -69,6 +69,11 @@ pub(crate) struct CreateFlags {
 }
 
 impl CreateFlags {
+    /// Whether the registry is to be asked for the image's digest.
+    pub(crate) fn resolves_image(&self) -> Option<bool> {
+        self.settings.resolves_image(false)
+    }
+
     /// The specification of a service that runs an image. `suffix` makes a name that was not chosen unique.
     pub(crate) fn specification(
         &self,

@@ -92,12 +92,20 @@ pub(crate) struct Settings {
     /// Accepted for scripts: credentials are stored by `meshctl registry login`
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = fields::truth)]
     with_registry_auth: Option<bool>,
-    /// Accepted for scripts: tags are resolved where tasks run
+    /// Do not query the registry to resolve image digest
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = fields::truth)]
     no_resolve_image: Option<bool>,
 }
 
 impl Settings {
+    /// Whether the registry is to be asked for the digest of the image; if not given, when that changes.
+    pub(super) fn resolves_image(&self, image_given: bool) -> Option<bool> {
+        match self.no_resolve_image {
+            Some(true) => Some(false),
+            Some(false) | None => image_given.then_some(true),
+        }
+    }
+
     /// How many tasks were asked for.
     pub(super) fn replicas(&self) -> Option<u32> {
         self.replicas

@@ -116,6 +116,11 @@ pub(crate) struct UpdateFlags {
 }
 
 impl UpdateFlags {
+    /// Whether the registry is to be asked for the image's digest.
+    pub(crate) fn resolves_image(&self) -> Option<bool> {
+        self.settings.resolves_image(self.image.is_some())
+    }
+
     /// Whether nothing was given.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -1,6 +1,6 @@
 //! The node's Docker Engine as the orchestrator's runtime.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bollard::{
@@ -35,6 +35,8 @@ const CONFLICT: u16 = 409;
 #[derive(Clone)]
 pub struct DockerRuntime {
     docker: Docker,
+    /// How long a registry may take to answer at all where the node has an image of that name.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for DockerRuntime {
@@ -50,7 +52,10 @@ impl DockerRuntime {
     /// A runtime on an engine. Does no I/O.
     #[must_use]
     pub fn new(docker: Docker) -> Self {
-        Self { docker }
+        Self {
+            docker,
+            patience: http::PULL_PATIENCE,
+        }
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, RuntimeError> {
@@ -168,12 +173,11 @@ impl Runtime for DockerRuntime {
         if ImageReference::parse(image).is_pinned() && self.has_image(image).await? {
             return Ok(Pulled::Fresh);
         }
-        match self.pull_from_registry(image, credential).await {
+        let is_here = self.has_image(image).await?;
+        match self.pull_from_registry(image, credential, is_here).await {
             Ok(()) => Ok(Pulled::Fresh),
             Err(error @ RuntimeError::Unavailable(_)) => Err(error),
-            Err(error) if self.has_image(image).await? => {
-                Ok(Pulled::Local(mesh_support::error_chain(&error)))
-            }
+            Err(error) if is_here => Ok(Pulled::Local(mesh_support::error_chain(&error))),
             Err(error) => Err(error),
         }
     }

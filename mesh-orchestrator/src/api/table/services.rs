@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use super::{DELETE, GET, PATCH, POST, PUT};
 use crate::{
     api::{
-        history,
+        history, images,
         input::{Argument, Precondition},
         logs::{self, NDJSON},
         operation::Operation,
@@ -21,6 +21,11 @@ use crate::{
 };
 
 /// Maximum size of the body of a webhook's call, which is ignored.
+const RESOLVE: &[Argument] = &[Argument::once(
+    images::RESOLVE,
+    "Whether the image's tag is replaced by the digest that it refers to now; if left out, when the image changes.",
+)];
+
 const WEBHOOK_BODY: usize = 1 << 20;
 
 const LOG_ARGUMENTS: &[Argument] = &[
@@ -80,6 +85,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             services::create,
         )
         .writes(Services)
+        .arguments(RESOLVE)
         .takes::<ServiceSpec>()
         .answers::<ServiceChanged>(StatusCode::CREATED)
         .tagged(),
@@ -101,6 +107,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             services::replace,
         )
         .writes(Services)
+        .arguments(RESOLVE)
         .precondition(Precondition::Required)
         .takes::<ServiceSpec>()
         .answers::<ServiceChanged>(StatusCode::OK)
@@ -113,6 +120,7 @@ pub(super) fn services_and_tasks() -> Vec<Operation> {
             services::modify,
         )
         .writes(Services)
+        .arguments(RESOLVE)
         .precondition(Precondition::Optional)
         .takes_patch::<serde_json::Value>()
         .answers::<ServiceChanged>(StatusCode::OK)

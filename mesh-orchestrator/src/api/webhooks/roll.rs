@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{http::StatusCode, response::Response};
 use mesh_support::error_chain;
-use tokio::time::timeout;
 
 use super::{
     calls,
@@ -16,7 +15,7 @@ use crate::{
         call::Call,
         credentials::{fingerprint, is_secret},
         error::ApiError,
-        images::{is_digest, tagged},
+        images::{resolve, tagged},
         limits::{Bucket, RateLimit},
         records,
         respond::ok,
@@ -34,9 +33,6 @@ const LIMIT: RateLimit = RateLimit {
     burst: 6,
     interval: Duration::from_secs(10),
 };
-
-/// How long to wait for a registry. If it does not answer in time, the tag is used without a digest.
-const REGISTRY: Duration = Duration::from_secs(15);
 
 pub(in crate::api) async fn call(call: Call) -> Result<Response, ApiError> {
     let api = &call.api;
@@ -138,11 +134,9 @@ async fn look_up(api: &Api, image: &str) -> (String, Vec<String>) {
         );
         return (image.to_owned(), vec![warning]);
     };
-    let why = match timeout(REGISTRY, api.images().digest(tagged)).await {
-        Ok(Ok(digest)) if is_digest(&digest) => return (format!("{tagged}@{digest}"), Vec::new()),
-        Ok(Ok(other)) => format!("the registry answered {other:?}, which is not a digest"),
-        Ok(Err(error)) => error_chain(&error),
-        Err(_) => format!("the registry did not answer within {} s", REGISTRY.as_secs()),
+    let why = match resolve(api.images(), tagged).await {
+        Ok(pinned) => return (pinned, Vec::new()),
+        Err(why) => why,
     };
     let warning =
         format!("{tagged}: {why}; each node resolves the tag itself, so nodes may run different images");

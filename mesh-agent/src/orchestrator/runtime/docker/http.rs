@@ -4,6 +4,7 @@
 use std::{io, time::Duration};
 
 use futures_util::StreamExt;
+use mesh_orchestrator::spec::duration;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -15,15 +16,18 @@ use crate::{
 
 /// How long the engine or a registry may send nothing.
 const PULL_SILENCE: Duration = Duration::from_secs(120);
+/// See [`DockerRuntime`].
+pub(super) const PULL_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line of a pull's progress.
 const MAX_PROGRESS_BYTES: usize = 1 << 20;
 
 impl DockerRuntime {
-    /// Pulls an image from its registry.
+    /// Pulls an image from its registry. If an image of that name `is_here`, a silent registry is soon given up.
     pub(super) async fn pull_from_registry(
         &self,
         image: &str,
         credential: Option<&RegistryCredential>,
+        is_here: bool,
     ) -> Result<(), RuntimeError> {
         let reference = ImageReference::parse(image);
         let connection = self.connection().await?;
@@ -41,10 +45,20 @@ impl DockerRuntime {
             })
         };
         let silent = |_| refused("pull", image, "the registry sent nothing for two minutes");
-        let mut response = timeout(PULL_SILENCE, request.send())
-            .await
-            .map_err(silent)?
-            .map_err(unavailable)?;
+        let unanswered = |_| {
+            let limit = duration::format(self.patience);
+            refused(
+                "pull",
+                image,
+                &format!("the registry did not answer within {limit}"),
+            )
+        };
+        // The engine answers once it has found the image in the registry.
+        let response = match is_here {
+            true => timeout(self.patience, request.send()).await.map_err(unanswered)?,
+            false => timeout(PULL_SILENCE, request.send()).await.map_err(silent)?,
+        };
+        let mut response = response.map_err(unavailable)?;
         let accepted = response.status().is_success();
         let mut progress = Vec::new();
         while let Some(chunk) = timeout(PULL_SILENCE, response.chunk())
