@@ -36,6 +36,7 @@ mod openapi;
 mod operation;
 mod orchestrator;
 mod patch;
+mod pinning;
 mod records;
 mod reference;
 mod registries;

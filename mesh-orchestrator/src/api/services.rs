@@ -11,7 +11,7 @@ use super::{
     call::Call,
     caller::Caller,
     error::ApiError,
-    files, images, patch,
+    files, patch, pinning,
     respond::{no_content, ok, tagged},
     service_access::{changed_answer, changed_with, find, gone, known_version, revision, view},
     types::{ScaleRequest, ServiceView},
@@ -76,7 +76,7 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     let mut spec = ServiceSpec::from_json(call.body())?;
     call.caller.admit(&spec)?;
     files::check_references(&call.api, &spec).await?;
-    let warnings = images::pin(&call, &mut spec, None).await?;
+    let warnings = pinning::pin(&call, &mut spec, None).await?;
     let id = call.api.cluster().new_service_id();
     let changed = call
         .api
@@ -94,7 +94,7 @@ pub(super) async fn replace(call: Call) -> Result<Response, ApiError> {
     files::check_references(&call.api, &spec).await?;
     let service = find(&call)?;
     let version = expected_version(&call, &service)?;
-    let warnings = images::pin(&call, &mut spec, Some(&service.spec)).await?;
+    let warnings = pinning::pin(&call, &mut spec, Some(&service.spec)).await?;
     let id = service.id.clone();
     let changed = call
         .api
@@ -133,7 +133,7 @@ pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {
     };
     files::check_references(&call.api, &spec).await?;
     let unpinned = spec.task_template.container_spec.image.clone();
-    let warnings = images::pin(&call, &mut spec, Some(&service.spec)).await?;
+    let warnings = pinning::pin(&call, &mut spec, Some(&service.spec)).await?;
     let id = service.id.clone();
     let changed = call
         .api

@@ -1,5 +1,7 @@
 //! One node, with its objects in a file.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, LabOptions, engine::SERVER_IMAGE, traffic::host, wait_until};
@@ -86,6 +88,10 @@ fn adoption(fixture: &Fixture) -> Result<()> {
     ensure!(containers.len() == 2, "{containers:?}");
     fixture.without_a_failure(|| {
         fixture.lab.kill_agent("node1")?;
+        fixture.lab.start_orchestrator("node1", &["--on-stop", "keep"])?;
+        // Nor is there one while an agent is away that was asked to stop.
+        fixture.lab.stop_agent("node1")?;
+        std::thread::sleep(Duration::from_secs(2));
         fixture.start_agent("node1")
     })?;
     fixture.until_running(2)?;

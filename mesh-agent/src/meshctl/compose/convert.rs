@@ -268,31 +268,57 @@ fn ports(field: &Field<'_>, spec: &mut ServiceSpec) -> Result<(), ComposeError> 
     Ok(())
 }
 
-fn depends_on(field: &Field<'_>, parts: &Parts<'_>) -> Result<Vec<String>, ComposeError> {
-    let mut names = Vec::new();
+/// What must have become of a service before one that depends on it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// All its tasks run, healthy where there is a check.
+    Ready,
+    /// All its tasks have completed.
+    Completed,
+}
+
+/// The services that a service depends on, with their conditions.
+pub(super) fn conditions<'a>(service: &Field<'a>) -> Result<Vec<(String, Condition)>, ComposeError> {
+    let fields = service.map()?;
+    let Some((_, field)) = fields.iter().find(|(key, _)| *key == "depends_on") else {
+        return Ok(Vec::new());
+    };
+    let found = dependencies(field)?.into_iter();
+    Ok(found.map(|(name, _, condition)| (name, condition)).collect())
+}
+
+fn dependencies<'a>(field: &Field<'a>) -> Result<Vec<(String, Field<'a>, Condition)>, ComposeError> {
+    let mut found = Vec::new();
     if field.value.is_array() {
         for item in field.list()? {
-            names.push((item.text()?, item));
+            found.push((item.text()?, item, Condition::Ready));
         }
-    } else {
-        for (name, conditions) in field.map()? {
-            for (key, value) in conditions.map()? {
-                match key {
-                    "condition" => value.word(&[
-                        ("service_started", ()),
-                        ("service_healthy", ()),
-                        ("service_completed_successfully", ()),
-                    ])?,
-                    "restart" | "required" => {}
-                    _ => return Err(value.unknown(key, &["condition", "restart", "required"])),
-                }
-            }
-            names.push((name.to_owned(), conditions));
-        }
+        return Ok(found);
     }
-    names
+    for (name, conditions) in field.map()? {
+        let mut condition = Condition::Ready;
+        for (key, value) in conditions.map()? {
+            match key {
+                "condition" => {
+                    condition = value.word(&[
+                        ("service_started", Condition::Ready),
+                        ("service_healthy", Condition::Ready),
+                        ("service_completed_successfully", Condition::Completed),
+                    ])?;
+                }
+                "restart" | "required" => {}
+                _ => return Err(value.unknown(key, &["condition", "restart", "required"])),
+            }
+        }
+        found.push((name.to_owned(), conditions, condition));
+    }
+    Ok(found)
+}
+
+fn depends_on(field: &Field<'_>, parts: &Parts<'_>) -> Result<Vec<String>, ComposeError> {
+    dependencies(field)?
         .into_iter()
-        .map(|(name, at)| {
+        .map(|(name, at, _)| {
             if parts.services.contains(&name.as_str()) {
                 Ok(format!("{}_{name}", parts.stack))
             } else {

@@ -8,13 +8,13 @@ use std::{
 
 use mesh_orchestrator::{
     api::types::Confidential,
-    spec::{ServiceSpec, check_dependencies, name::check_name},
+    spec::{Replicated, ReplicatedJob, ServiceMode, ServiceSpec, check_dependencies, name::check_name},
 };
 use serde_json::Value;
 
 use super::{
     ComposeError,
-    convert::{self, Parts},
+    convert::{self, Condition, Parts},
     field::Field,
     interpolate::interpolate,
     merge::merge,
@@ -156,6 +156,7 @@ fn convert(document: &Value, stack: &str, surroundings: &Surroundings<'_>) -> Re
     for (name, field) in &services {
         specs.push(convert::service(name, field, &parts, surroundings, &mut ignored)?);
     }
+    run_to_completion(&mut specs, &services, stack)?;
     let dependencies = specs
         .iter()
         .map(|spec| {
@@ -186,6 +187,42 @@ fn convert(document: &Value, stack: &str, surroundings: &Surroundings<'_>) -> Re
         external,
         ignored,
     })
+}
+
+/// Makes jobs of services that others wait for to complete: one that is started again never does.
+fn run_to_completion(
+    specs: &mut [ServiceSpec],
+    services: &[(&str, Field<'_>)],
+    stack: &str,
+) -> Result<(), ComposeError> {
+    for (_, service) in services {
+        for (name, condition) in convert::conditions(service)? {
+            if condition != Condition::Completed {
+                continue;
+            }
+            let name = format!("{stack}_{name}");
+            for spec in specs
+                .iter_mut()
+                .filter(|spec| spec.name == name && !spec.mode.is_job())
+            {
+                let mut job = spec.clone();
+                job.mode = match spec.mode {
+                    ServiceMode::Replicated(Replicated { replicas }) => {
+                        ServiceMode::ReplicatedJob(ReplicatedJob {
+                            max_concurrent: replicas,
+                            total_completions: replicas,
+                        })
+                    }
+                    ServiceMode::Global(global) => ServiceMode::GlobalJob(global),
+                    job => job,
+                };
+                *spec = job.validated().map_err(|why| {
+                    service.refuse(format!("{name} is to complete, and so is a job: {why}"))
+                })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn content(declared: &Declared, surroundings: &Surroundings<'_>) -> Result<Option<Vec<u8>>, ComposeError> {

@@ -1,6 +1,6 @@
 //! Whole compose files: what becomes of them, and what is refused where.
 
-use mesh_orchestrator::spec::{MountKind, Probe, Replicated, ServiceMode, UpdateOrder};
+use mesh_orchestrator::spec::{MountKind, Probe, Replicated, ReplicatedJob, ServiceMode, UpdateOrder};
 use proptest::prelude::*;
 
 use super::stack::*;
@@ -321,4 +321,28 @@ proptest! {
         let _ = web(&lines);
         let _ = stack(&lines);
     }
+}
+
+#[test]
+fn a_service_that_others_wait_for_to_complete_is_a_job() {
+    let file = |restart: &str| {
+        let wait = "{db: {condition: service_started}, migrate: {condition: service_completed_successfully}}";
+        stack(&format!(
+            "services: {{web: {{image: a, depends_on: {wait}}}, db: {{image: b}}, migrate: {{image: c{restart}}}}}"
+        ))
+    };
+    let stack = file("").unwrap();
+    let mode = |name: &str| stack.services.iter().find(|spec| spec.name == name).unwrap().mode;
+    let once = ReplicatedJob {
+        max_concurrent: 1,
+        total_completions: 1,
+    };
+    assert_eq!(mode("shop_migrate"), ServiceMode::ReplicatedJob(once));
+    assert_eq!(
+        mode("shop_db"),
+        ServiceMode::Replicated(Replicated { replicas: 1 })
+    );
+    assert!(file(", restart: 'no'").is_ok());
+    let error = file(", restart: always").unwrap_err();
+    assert!(error.contains("shop_migrate is to complete"), "{error}");
 }

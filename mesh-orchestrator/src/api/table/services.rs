@@ -5,11 +5,11 @@ use axum::http::StatusCode;
 use super::{DELETE, GET, PATCH, POST, PUT};
 use crate::{
     api::{
-        history, images,
+        history,
         input::{Argument, Precondition},
         logs::{self, NDJSON},
         operation::Operation,
-        services, tasks,
+        pinning, services, tasks,
         types::{
             HistoryEntry, LogLine, Resource, RevisionView, RollbackRequest, ScaleRequest, ServiceChanged,
             ServiceView, TaskView, WebhookAnswer, WebhookCreate, WebhookPatch, WebhookView,
@@ -22,7 +22,7 @@ use crate::{
 
 /// Maximum size of the body of a webhook's call, which is ignored.
 const RESOLVE: &[Argument] = &[Argument::once(
-    images::RESOLVE,
+    pinning::RESOLVE,
     "Whether the image's tag is replaced by the digest that it refers to now; if left out, when the image changes.",
 )];
 

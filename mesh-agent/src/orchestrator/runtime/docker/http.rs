@@ -22,7 +22,8 @@ pub(super) const PULL_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_PROGRESS_BYTES: usize = 1 << 20;
 
 impl DockerRuntime {
-    /// Pulls an image from its registry. If an image of that name `is_here`, a silent registry is soon given up.
+    /// Pulls an image from its registry. If an image of that name `is_here`, a silent registry is soon
+    /// given up.
     pub(super) async fn pull_from_registry(
         &self,
         image: &str,

@@ -13,7 +13,8 @@ use tokio::net::UnixListener;
 
 use super::*;
 
-/// A runtime on an engine whose answers depend on the path and the body; it never answers where there is none.
+/// A runtime on an engine whose answers depend on the path and the body; it never answers where there is
+/// none.
 fn runtime(
     answer: impl Fn(&str, &Value) -> Option<Response> + Clone + Send + Sync + 'static,
 ) -> (DockerRuntime, TempDir) {
