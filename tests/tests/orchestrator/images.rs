@@ -68,7 +68,7 @@ fn log_in(fixture: &Fixture) -> Result<()> {
     ];
     let refused = run_with_input(&mut fixture.lab.command("node1", arguments)?, b"wrong");
     let refused = format!("{:?}", refused.map(drop));
-    ensure!(refused.contains("unauthorized"), "{refused}");
+    ensure!(refused.contains("did not accept the login"), "{refused}");
     let output = run_with_input(&mut fixture.lab.command("node1", arguments)?, PASSWORD.as_bytes())?;
     ensure!(output.contains(ADDRESS), "{output}");
     fixture.until_running(1)?;
