@@ -86,7 +86,7 @@ async fn a_service_lives_as_a_docker_user_expects() -> Result<()> {
     );
     let past = server.ok("service ps web --filter desired-state=shutdown --no-trunc --format '{{.Image}} {{.CurrentState}}'").await?;
     ensure!(
-        past.lines().count() == 3 && past.starts_with("nginx:1 Shutdown "),
+        past.lines().count() == 3 && past.starts_with("nginx:1@sha256:") && past.contains(" Shutdown "),
         "{past}"
     );
 
@@ -113,7 +113,7 @@ async fn a_service_lives_as_a_docker_user_expects() -> Result<()> {
         server
             .ok("service inspect web -f '{{.Spec.TaskTemplate.ContainerSpec.Image}}'")
             .await?
-            == "nginx:1\n"
+            .starts_with("nginx:1@sha256:")
     );
     let pretty = server.ok("service inspect --pretty web").await?;
     ensure!(

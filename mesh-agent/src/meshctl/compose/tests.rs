@@ -342,7 +342,12 @@ fn a_service_that_others_wait_for_to_complete_is_a_job() {
         mode("shop_db"),
         ServiceMode::Replicated(Replicated { replicas: 1 })
     );
-    assert!(file(", restart: 'no'").is_ok());
-    let error = file(", restart: always").unwrap_err();
+    let restarts = |condition: &str| {
+        file(&format!(
+            ", deploy: {{restart_policy: {{condition: {condition}}}}}"
+        ))
+    };
+    assert!(restarts("none").is_ok());
+    let error = restarts("any").unwrap_err();
     assert!(error.contains("shop_migrate is to complete"), "{error}");
 }
