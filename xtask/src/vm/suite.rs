@@ -32,6 +32,10 @@ pub struct Arguments {
     /// of it takes longer than everything else.
     #[arg(long)]
     brief: bool,
+    /// Only the programs, under the kernel that is backported to Debian's release: between its own and this
+    /// machine's.
+    #[arg(long, conflicts_with_all = ["kernel", "brief", "datapaths", "without_swarm"])]
+    backports: bool,
 }
 
 /// Of the data paths that every kernel has, these stories: packets of every size and kind, by one of them.
@@ -48,7 +52,7 @@ const BRIEF_CONFORMANCE: [(&str, &str); 3] = [
 const BRIEF_PROGRAMS: &str = "life:: delivery:: fixtures:: fuzz::";
 
 /// For how many seconds random frames are tried there.
-const FUZZ_SECONDS: u32 = 10;
+const FUZZ_SECONDS: u32 = 5;
 
 /// Of a kernel between the release's and this machine's: whether it takes the programs, and whether they do
 /// the same there.
@@ -103,6 +107,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// # Errors
 /// When a machine cannot be set up or started, or a test fails.
 pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Result<()> {
+    if arguments.backports {
+        return under_backports(arguments, built, output);
+    }
     let machine = arguments.machine.machine()?;
     let mut script = Script::default();
     for listed in ALL.iter().filter(|listed| listed.parts.contains(&Part::Vm)) {
@@ -150,33 +157,17 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
         };
         script.step(listed.name, listed.folder, &command);
     }
-    succeed(&machine, script, output)?;
-    // Another kernel of the caller's is the one that is asked for.
-    if arguments.machine.kernel.is_some() {
-        return Ok(());
-    }
-    under_backports(arguments, built, output)
+    succeed(&machine, script, output)
 }
 
-/// The programs under the kernel that is backported to Debian's release. Where that cannot be had, this is
-/// shown, and nothing fails: its archive is not one that this machine needs for anything else.
+/// The programs under the kernel that is backported to Debian's release.
 fn under_backports(arguments: &Arguments, built: &[Built], output: &Output) -> Result<()> {
     let listed = ALL.iter().find(|listed| listed.name == "programs");
     let binary = built.iter().find(|built| built.name == "programs");
-    let (Some(listed), Some(binary)) = (listed, binary) else {
-        return Ok(());
-    };
-    let image = match kernel::backports() {
-        Ok(image) => image,
-        Err(error) => {
-            output.line(&format!(
-                "== not run under the kernel of Debian's backports: {error:#}"
-            ));
-            return Ok(());
-        }
-    };
+    let listed = listed.context("there are no tests of the programs")?;
+    let binary = binary.context("cargo has built no test binary `programs`")?;
     let machine = Machine {
-        kernel: image,
+        kernel: kernel::backports().context("could not get the kernel of Debian's backports")?,
         ..arguments.machine.machine()?
     };
     let file = quote(&binary.file.to_string_lossy());
