@@ -49,6 +49,9 @@ fn unit(fixture: &Fixture) -> Result<()> {
             "busybox test -e /gate",
             "--health-interval",
             "200ms",
+            // The gate opens late on a slow machine.
+            "--health-start-period",
+            "1m",
             "--stop-grace-period",
             "2s",
             "--update-monitor",
