@@ -46,10 +46,11 @@ const BRIEF_CONFORMANCE: [(&str, &str); 3] = [
     ("ebpf-native-clsact", "datagrams_of_any_size"),
 ];
 
-/// The programs' tests that show whether this kernel takes them, and how they treat frames: built by hand,
-/// kept in files, and random. Each loads all programs, which takes five seconds there; the stories show the
-/// rest.
-const BRIEF_PROGRAMS: &str = "life:: delivery:: fixtures:: fuzz::";
+/// The programs' tests that show how they are attached under this kernel, and how they treat frames: built by
+/// hand, kept in files, and random. Each loads all programs, which takes five seconds there; the stories show
+/// the rest, and the verifier has a step of its own.
+const BRIEF_PROGRAMS: &str = "life::the_next_agent life::programs_stay life::what_something_else life::detaching \
+                              delivery:: fixtures:: fuzz::";
 
 /// For how many seconds random frames are tried there.
 const FUZZ_SECONDS: u32 = 5;
