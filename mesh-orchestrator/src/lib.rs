@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod backups;
+mod by_text;
 pub mod cluster;
 pub mod commands;
 pub mod loops;

@@ -109,10 +109,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Runs it under Debian's kernel.
 fn in_machine(environment: &[(&str, String)], seconds: f64) -> Result<()> {
     let built = test_binaries::build(&[Part::Vm])?;
-    let programs = built
-        .iter()
-        .find(|built| built.name == "programs")
-        .context("cargo has built no test binary `programs`")?;
+    let programs = test_binaries::named(&built, "programs")?;
     let variables: String = environment
         .iter()
         .map(|(name, value)| format!("{name}={} ", quote(value)))

@@ -219,6 +219,17 @@ impl Built {
     }
 }
 
+/// The binary of a name.
+///
+/// # Errors
+/// When it has not been built.
+pub fn named<'a>(built: &'a [Built], name: &str) -> Result<&'a Built> {
+    built
+        .iter()
+        .find(|built| built.name == name)
+        .with_context(|| format!("cargo has built no test binary `{name}`"))
+}
+
 /// Runs test binaries one after the other, to the last even where one fails.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use mesh_ebpf::{
-    abi::{FlowKey, FlowRecord},
+    abi::{FlowKey, FlowRecord, Hook},
     frame::Frame,
     headers::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, OUTER_LENGTH},
     parse::parse,
@@ -56,10 +56,7 @@ pub(crate) fn bench_inner(context: XdpContext) -> u32 {
 /// Puts a plain packet back and jumps, in tc.
 #[classifier]
 pub(crate) fn bench_tc(context: TcContext) -> i32 {
-    let mut skb = Skb {
-        context: context.skb.skb,
-        egress: false,
-    };
+    let mut skb = Skb::new(&context, Hook::TcUplink);
     if restore::<PLAIN, _>(&mut skb).is_some() {
         // SAFETY: the map holds programs of this type.
         unsafe { BENCH_TC.tail_call(&context, 0) };
@@ -70,10 +67,7 @@ pub(crate) fn bench_tc(context: TcContext) -> i32 {
 /// Makes the packet IPv6 again, puts it back and jumps, in tc.
 #[classifier]
 pub(crate) fn bench_ipv6(context: TcContext) -> i32 {
-    let mut skb = Skb {
-        context: context.skb.skb,
-        egress: false,
-    };
+    let mut skb = Skb::new(&context, Hook::TcUplink);
     let is_ipv6 = skb.protocol() == ETHERTYPE_IPV6;
     if (is_ipv6 || skb.change_protocol(ETHERTYPE_IPV6).is_ok()) && restore::<IPV6, _>(&mut skb).is_some() {
         // SAFETY: the map holds programs of this type.
@@ -85,10 +79,7 @@ pub(crate) fn bench_ipv6(context: TcContext) -> i32 {
 /// Makes the packet IPv4: half of this is the wrapper's share where the version has changed.
 #[classifier]
 pub(crate) fn bench_change_version(context: TcContext) -> i32 {
-    let mut skb = Skb {
-        context: context.skb.skb,
-        egress: false,
-    };
+    let mut skb = Skb::new(&context, Hook::TcUplink);
     match skb.change_protocol(ETHERTYPE_IPV4) {
         Ok(()) => 0,
         Err(_) => TC_FAILED,

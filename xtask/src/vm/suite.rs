@@ -163,22 +163,16 @@ pub fn run_built(arguments: &Arguments, built: &[Built], output: &Output) -> Res
 
 /// The programs under the kernel that is backported to Debian's release.
 fn under_backports(arguments: &Arguments, built: &[Built], output: &Output) -> Result<()> {
-    let listed = ALL.iter().find(|listed| listed.name == "programs");
-    let binary = built.iter().find(|built| built.name == "programs");
-    let listed = listed.context("there are no tests of the programs")?;
-    let binary = binary.context("cargo has built no test binary `programs`")?;
+    let programs = test_binaries::named(built, "programs")?;
     let machine = Machine {
         kernel: kernel::backports().context("could not get the kernel of Debian's backports")?,
         ..arguments.machine.machine()?
     };
-    let file = quote(&binary.file.to_string_lossy());
+    let file = quote(&programs.file.to_string_lossy());
+    let folder = programs.folder.to_string_lossy();
     let mut script = Script::default();
-    script.step(
-        "the verifier's counts",
-        listed.folder,
-        &format!("{file} {VERIFIER}"),
-    );
-    script.step("programs", listed.folder, &format!("{file} {BACKPORTS_PROGRAMS}"));
+    script.step("the verifier's counts", &folder, &format!("{file} {VERIFIER}"));
+    script.step("programs", &folder, &format!("{file} {BACKPORTS_PROGRAMS}"));
     succeed(&machine, script, output)
 }
 

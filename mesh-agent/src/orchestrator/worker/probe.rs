@@ -172,17 +172,21 @@ mod tests {
         assert_eq!(health.interval(&check()), Duration::from_secs(10));
     }
 
-    #[tokio::test]
-    async fn a_listener_makes_a_container_healthy() {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .unwrap();
+    /// A listener at an address, and the check that connects to its port.
+    async fn of_a_listener(address: Ipv4Addr) -> (tokio::net::TcpListener, HealthCheck) {
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (sender, mut results) = mpsc::channel(1);
         let check = HealthCheck {
             test: Probe::Tcp { port },
             ..check()
         };
+        (listener, check)
+    }
+
+    #[tokio::test]
+    async fn a_listener_makes_a_container_healthy() {
+        let (_listener, check) = of_a_listener(Ipv4Addr::LOCALHOST).await;
+        let (sender, mut results) = mpsc::channel(1);
         let watching = tokio::spawn(watch(
             TaskId::from("t1"),
             check,
@@ -195,16 +199,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_container_without_an_address_is_not_looked_for_on_the_node() {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
-            .await
-            .unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let (_listener, check) = of_a_listener(Ipv4Addr::UNSPECIFIED).await;
         let (sender, mut results) = mpsc::channel(1);
         let check = HealthCheck {
-            test: Probe::Tcp { port },
             interval: Duration::from_millis(10),
             start_period: Duration::ZERO,
-            ..check()
+            ..check
         };
         let watching = tokio::spawn(watch(TaskId::from("t1"), check, None, sender));
         assert_eq!(

@@ -21,7 +21,7 @@ use mesh_agent::{
 
 pub use self::generate::Generator;
 use self::oracle::{
-    ETHERNET, Fate, IPV6, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment,
+    Fate, fate, has_followers, is_carrier, is_not_ours, is_sound, is_sound_or_fragment, version,
 };
 use crate::{
     cluster::{DNS, PEER, WEB, serve, serve_ipv6},
@@ -233,8 +233,8 @@ impl<'a> Runner<'a> {
             return Err("a frame that is not ours was not passed on".to_owned());
         }
         if fate == Fate::Sent {
-            self.tried.sent_from_ipv6 += u64::from(is_ipv6(frame));
-            self.tried.sent_to_ipv6 += u64::from(is_ipv6(&output.frame));
+            self.tried.sent_from_ipv6 += u64::from(version(frame) == Some(6));
+            self.tried.sent_to_ipv6 += u64::from(version(&output.frame) == Some(6));
         }
         // A test run gives every packet an Ethernet header, which confuses what makes one.
         let has_ethernet = *entry != Entry::Layer3;
@@ -259,10 +259,6 @@ impl<'a> Runner<'a> {
             inputs: self.history.iter().cloned().collect(),
         }
     }
-}
-
-fn is_ipv6(frame: &[u8]) -> bool {
-    frame.get(12..ETHERNET) == Some(&IPV6)
 }
 
 fn count(node: &mut Node) -> u64 {

@@ -154,10 +154,8 @@ pub(super) fn is_not_ours(entry: Entry, frame: &[u8]) -> bool {
         // is for a frontend or dropped.
         Entry::Layer3 | Entry::Local => return false,
     }
-    let version = match frame.get(12..ETHERNET) {
-        Some([8, 0]) => 4,
-        Some(protocol) if protocol == IPV6 => 6,
-        _ => return true,
+    let Some(version) = version(frame) else {
+        return true;
     };
     let Some(ip) = Ip::of(&frame[ETHERNET..]) else {
         return false;
@@ -211,11 +209,18 @@ pub(super) fn is_sound_or_fragment(frame: &[u8]) -> bool {
     has_right_sums(frame, true)
 }
 
+/// The IP version that the Ethernet header names.
+pub(super) fn version(frame: &[u8]) -> Option<u8> {
+    match frame.get(12..ETHERNET)? {
+        [8, 0] => Some(4),
+        protocol if protocol == IPV6 => Some(6),
+        _ => None,
+    }
+}
+
 fn has_right_sums(frame: &[u8], or_fragment: bool) -> bool {
-    let version = match frame.get(12..ETHERNET) {
-        Some([8, 0]) => 4,
-        Some(protocol) if protocol == IPV6 => 6,
-        _ => return false,
+    let Some(version) = version(frame) else {
+        return false;
     };
     let packet = &frame[ETHERNET..];
     packet.first().is_some_and(|first| first >> 4 == version) && is_sound_packet(packet, or_fragment)

@@ -1,9 +1,8 @@
 //! What the services of a token's holder may have beyond ordinary containers: `bind:/srv`, `host-network`.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use crate::by_text::by_text;
 
 /// A permission that gives containers power over their node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,33 +78,11 @@ impl FromStr for Grant {
     }
 }
 
-impl JsonSchema for Grant {
-    fn schema_name() -> Cow<'static, str> {
-        "Grant".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": "^(bind:/.*|host-network|capability:.+|device:/.*)$",
-            "description": "What services may have beyond ordinary containers: `bind:/srv`, `capability:NET_ADMIN`.",
-        })
-    }
-}
-
-impl Serialize for Grant {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Grant {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
-    }
-}
+by_text!(
+    Grant,
+    "^(bind:/.*|host-network|capability:.+|device:/.*)$",
+    "What services may have beyond ordinary containers: `bind:/srv`, `capability:NET_ADMIN`."
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,8 @@
 //! The scopes of tokens: `services:read`, `secrets:write`, `all`.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use crate::by_text::by_text;
 
 /// A kind of object that scopes refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,33 +116,11 @@ impl FromStr for Scope {
     }
 }
 
-impl JsonSchema for Scope {
-    fn schema_name() -> Cow<'static, str> {
-        "Scope".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": "^(all|[a-z]+:(read|write))$",
-            "description": "A permission of a token: `services:read`, `secrets:write`, `all`.",
-        })
-    }
-}
-
-impl Serialize for Scope {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Scope {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
-    }
-}
+by_text!(
+    Scope,
+    "^(all|[a-z]+:(read|write))$",
+    "A permission of a token: `services:read`, `secrets:write`, `all`."
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,8 @@
 //! Identifiers of revisions. Plain data; depends on nothing of ours.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::by_text::by_text;
 
 /// Identifies one revision of one object, as CouchDB's `_rev` does: `3-9f2c04ab`. The second part is a hash
 /// of the content, so that an identifier is never reused, not even when an object is removed and created
@@ -41,33 +40,7 @@ impl FromStr for RevisionId {
     }
 }
 
-impl JsonSchema for RevisionId {
-    fn schema_name() -> Cow<'static, str> {
-        "RevisionId".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": "^[0-9]+-[0-9a-f]{8}$",
-            "description": "One revision of one object.",
-        })
-    }
-}
-
-impl Serialize for RevisionId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for RevisionId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
+by_text!(RevisionId, "^[0-9]+-[0-9a-f]{8}$", "One revision of one object.");
 
 #[cfg(test)]
 mod tests {
