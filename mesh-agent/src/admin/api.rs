@@ -209,7 +209,7 @@ pub struct PacketEvent {
     pub service: Option<String>,
     /// The replica of the connection.
     pub backend: Option<FlowBackend>,
-    /// The interface that the packet came in by.
+    /// The interface that the packet came in by; empty if the connection ended without a packet.
     pub interface: String,
     /// Bytes of its frame.
     pub length: u32,

@@ -21,7 +21,7 @@ const KEPT: usize = 8_192;
 pub enum EventKind {
     /// The entry node has opened a connection, or moved it to another replica
     Opened,
-    /// A connection was closed by both sides, or reset by one
+    /// A connection was closed by both sides, or reset by one, or has ended without a packet
     Closed,
     /// A packet was answered with a RST or an ICMP error
     Refused,
@@ -62,13 +62,14 @@ pub struct Observation {
     pub at: SystemTime,
     /// What became of it.
     pub kind: EventKind,
-    /// Why, as in the metrics: the reason of a drop, or who has reset a connection.
+    /// Why: the reason of a drop as in the metrics, who has reset a connection, or why it has ended without a
+    /// packet.
     pub reason: Option<&'static str>,
     /// The packet's addresses, if it has any that can be read.
     pub tuple: Option<PacketTuple>,
     /// The connection's backend, if there is one, and it is still in the tables.
     pub backend: Option<BackendKey>,
-    /// The interface that the packet came in by.
+    /// The interface that the packet came in by; empty if there was none.
     pub interface: String,
     /// Bytes of its frame.
     pub length: u32,

@@ -197,11 +197,15 @@ fn text(node: Option<&str>, event: &PacketEvent) -> String {
     let task = event.backend.as_ref().map_or("-", |backend| &backend.task);
     let protocol = event.protocol.as_deref().unwrap_or("-");
     let service = event.service.as_deref().unwrap_or("-");
+    let interface = match event.interface.as_str() {
+        "" => "-",
+        interface => interface,
+    };
     let at = node.map_or_else(String::new, |node| format!("{node:<12} "));
     let line = format!(
         "{time:<15.15} {at}{:<8} {protocol:<4} {source:<21} > {destination:<21} {service} {task} {} {}",
         event.event.name(),
-        event.interface,
+        interface,
         event.reason.as_deref().unwrap_or_default(),
     );
     line.trim_end().to_owned()
@@ -230,6 +234,10 @@ fn new_capture(file: File) -> anyhow::Result<Capture> {
 }
 
 fn write_packet(capture: &mut Capture, event: &PacketEvent) -> anyhow::Result<()> {
+    if event.length == 0 {
+        // It has ended without a packet.
+        return Ok(());
+    }
     let head = event.head.as_deref().unwrap_or_default();
     let head = STANDARD
         .decode(head)

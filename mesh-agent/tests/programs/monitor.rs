@@ -1,6 +1,10 @@
 //! What the programs report of packets while someone watches.
 
-use std::{net::SocketAddrV4, thread, time::Duration};
+use std::{
+    net::SocketAddrV4,
+    thread,
+    time::{Duration, Instant},
+};
 
 use mesh_agent::{
     datapath::{
@@ -10,7 +14,7 @@ use mesh_agent::{
     model::Location,
 };
 use mesh_agent_testing::{
-    cluster::{CLIENT, PEER, WEB, arriving, backend_key, from_peer_about, frontend, serve},
+    cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, from_peer_about, frontend, serve},
     frames::{ACK, Packet, REPLY, RST, SYN},
     node::{Node, on_a_node},
     run::{TC_REDIRECT, XDP_TX},
@@ -106,6 +110,46 @@ fn events_have_addresses_replica_and_first_bytes_in_xdp_and_in_tc() {
         assert_eq!(
             (refused.tuple, refused.backend),
             (tuple(CLIENT, frontend(WEB)), None)
+        );
+    });
+}
+
+#[test]
+fn a_flow_that_ends_without_a_packet_is_reported_with_the_reason() {
+    on_a_node(|node| {
+        let mut state = node.serving(Location::Remote(PEER));
+        for service in state.services.values_mut() {
+            service.idle.udp = Some(1);
+        }
+        node.apply(&state);
+        let client = SocketAddrV4::new(*CLIENT.ip(), 40_001);
+        node.connect(WEB, client);
+        let datagram = Packet::udp(arriving(), CLIENT, frontend(DNS)).frame();
+        assert_eq!(node.xdp(&datagram).verdict, XDP_TX);
+        let mut since = Some(observe(node, None).next);
+
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while observe(node, since).list.is_empty() {
+            assert!(Instant::now() < deadline, "the flow of UDP never ends");
+            thread::sleep(Duration::from_millis(100));
+            node.datapath().maintain().expect("the walk over the flows");
+        }
+        let idle = only(node, &mut since);
+        assert_eq!((idle.kind, idle.reason), (EventKind::Closed, Some("unanswered")));
+        assert_eq!(idle.tuple.map(|tuple| tuple.protocol), Some(17));
+        assert_eq!(idle.backend, Some(backend_key(DNS, 5)));
+
+        for service in state.services.values_mut() {
+            service.closed = [*frontend(WEB).ip()].into();
+        }
+        node.apply(&state);
+        node.datapath().maintain().expect("the walk over the flows");
+        let denied = only(node, &mut since);
+        assert_eq!((denied.kind, denied.reason), (EventKind::Closed, Some("denied")));
+        assert_eq!(denied.tuple, tuple(client, frontend(WEB)));
+        assert!(
+            denied.interface.is_empty() && denied.head.is_empty(),
+            "there was no packet"
         );
     });
 }

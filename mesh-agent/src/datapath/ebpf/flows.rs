@@ -15,6 +15,7 @@ use mesh_ebpf::{
     headers::PROTOCOL_TCP,
 };
 
+use self::ended::{AllEnded, Ended};
 use super::{
     super::DatapathError,
     failed, mapped,
@@ -22,6 +23,8 @@ use super::{
     tables::{Access, service_key},
 };
 use crate::model::{IdleLimits, ServiceKey};
+
+pub(super) mod ended;
 
 /// Tables of more entries than this are walked every [`LARGE_INTERVAL`] seconds, smaller ones each second.
 const LARGE: u64 = 20_000;
@@ -53,6 +56,7 @@ pub(super) struct FlowSweep {
     entries: u64,
     half_open: HalfOpen,
     pushed_out: u64,
+    ended: AllEnded,
     /// What the flows were judged by last.
     access: BTreeMap<ServiceKey, Access>,
     next: u32,
@@ -121,6 +125,11 @@ impl FlowSweep {
         self.half_open.pushed_out
     }
 
+    /// The flows that the last walk has ended.
+    pub(super) fn take_ended(&mut self) -> AllEnded {
+        std::mem::take(&mut self.ended)
+    }
+
     /// Walks the tables if it is time to; returns whether it was. `generations` has each backend's current
     /// one, `idle` the limits of services that do not have the default ones, `capacity` is the size of the
     /// table of open flows.
@@ -156,6 +165,7 @@ impl FlowSweep {
             over: Vec::new(),
             others: Vec::new(),
             denied: Vec::new(),
+            ended: AllEnded::default(),
         };
         // In the direction that entries take, so that none is missed on its way.
         let half_open = walk.table(&maps.half_open, Table::HalfOpen)?;
@@ -163,6 +173,7 @@ impl FlowSweep {
         let (removed_half_open, removed) = walk.clean_up(maps);
         self.active = walk.active;
         self.open = walk.open;
+        self.ended = walk.ended;
         self.access = access;
         self.half_open
             .count(entered.saturating_sub(left), half_open, removed_half_open);
@@ -171,6 +182,7 @@ impl FlowSweep {
             let flows = make_room(
                 &mut maps.flows,
                 self.entries - u64::from(capacity) * ROOM_MADE / 16,
+                &mut self.ended,
             )
             .map_err(|error| failed("make room in the flow table", error))?;
             self.pushed_out += flows;
@@ -212,7 +224,8 @@ struct Walk<'a> {
     /// Other entries that have been idle for long enough to be removed with their flow.
     others: Vec<(Table, FlowKey, Flow)>,
     /// Forward entries of clients that may no longer come in.
-    denied: Vec<(Table, FlowKey)>,
+    denied: Vec<(Table, FlowKey, Flow)>,
+    ended: AllEnded,
 }
 
 impl Walk<'_> {
@@ -243,10 +256,10 @@ impl Walk<'_> {
             .access
             .is_some_and(|access| is_denied(access, &self.ipv6_clients, key, flow))
         {
-            self.denied.push((table, *key));
+            self.denied.push((table, *key, *flow));
             return;
         }
-        let current = self.generations.get(&flow.backend) == Some(&flow.generation);
+        let current = is_current(self.generations, flow);
         match fate(key, flow, self.now, current, self.limits(key, flow)) {
             Fate::Active => {
                 *self.active.entry(flow.backend).or_default() += 1;
@@ -286,17 +299,29 @@ impl Walk<'_> {
             };
             // If it was opened again since it was read, it is not over; if it is gone, that is as good.
             let unchanged = map.get(&key, 0).is_ok_and(|now| now.flow == flow);
-            *removed += u64::from(unchanged && map.remove(&key).is_ok());
+            if unchanged && map.remove(&key).is_ok() {
+                *removed += 1;
+                let ended = Ended::over(&key, &flow, is_current(self.generations, &flow));
+                ended.into_iter().for_each(|ended| self.ended.note(ended));
+            }
         }
-        for (table, key) in self.denied.drain(..) {
+        for (table, key, flow) in self.denied.drain(..) {
             let (map, removed) = match table {
                 Table::HalfOpen => (&mut maps.half_open, &mut half_open),
                 Table::Open => (&mut maps.flows, &mut open),
             };
-            *removed += u64::from(map.remove(&key).is_ok());
+            if map.remove(&key).is_ok() {
+                *removed += 1;
+                let ended = Ended::denied(&key, &flow);
+                ended.into_iter().for_each(|ended| self.ended.note(ended));
+            }
         }
         (half_open, open)
     }
+}
+
+fn is_current(generations: &BTreeMap<u32, u32>, flow: &Flow) -> bool {
+    generations.get(&flow.backend) == Some(&flow.generation)
 }
 
 /// Whether the rules of a flow's service are against it by now. They hold where it entered, and not for
@@ -328,22 +353,26 @@ fn is_denied(
 fn make_room(
     map: &mut HashMap<MapData, FlowKey, FlowRecord>,
     entries: u64,
+    all_ended: &mut AllEnded,
 ) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
     let mut flows = Vec::new();
     super::batch::for_each(map, |key: &FlowKey, FlowRecord { flow, .. }: &FlowRecord| {
         if flow.role == Role::FORWARD {
             let is_open = !Progress::is_closing(flow.from_client, flow.from_backend);
-            flows.push((is_open, flow.seen, *key));
+            flows.push((is_open, flow.seen, *key, Ended::pushed_out(key, flow)));
         }
     })?;
     // A flow has one entry or two. What closes goes first, then what has been idle for longest.
     let last = (entries as usize).min(flows.len());
     if last < flows.len() {
-        flows.select_nth_unstable(last);
+        flows.select_nth_unstable_by_key(last, |(is_open, seen, key, _)| (*is_open, *seen, *key));
     }
     let mut removed = 0;
-    for (_, _, key) in &flows[..last] {
-        removed += u64::from(map.remove(key).is_ok());
+    for (_, _, key, ended) in &flows[..last] {
+        if map.remove(key).is_ok() {
+            removed += 1;
+            ended.iter().for_each(|ended| all_ended.note(*ended));
+        }
     }
     // Their other entries are found without them by the next walk.
     Ok(removed)

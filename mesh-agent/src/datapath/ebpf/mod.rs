@@ -444,6 +444,11 @@ impl Datapath for EbpfDatapath {
             &self.tables.idle_limits(),
             self.options.flow_capacity,
         )?;
+        let ended = self.sweep.take_ended();
+        if self.monitor.is_asked() {
+            let backends = self.tables.backends_by_index();
+            self.monitor.note_ended(&ended, &self.maps, &backends);
+        }
         self.monitor.maintain()?;
         let openings = self.tables.openings(&self.maps)?;
         self.limits.note(now, present_span(), &openings);

@@ -32,6 +32,7 @@ use super::{
     },
     clock::kernel_clock,
     failed,
+    flows::ended::{AllEnded, Ended},
     frame::StoredFrame,
     mapped,
     maps::{Maps, take},
@@ -95,6 +96,25 @@ impl Monitor {
         Ok(self.recent.since(since))
     }
 
+    /// Adds the flows that have ended without a packet.
+    pub(super) fn note_ended(
+        &mut self,
+        ended: &AllEnded,
+        maps: &Maps,
+        backends: &BTreeMap<u32, (u32, BackendKey)>,
+    ) {
+        let at = SystemTime::now();
+        for flow in &ended.list {
+            self.recent.push(without_packet(flow, at, maps, backends));
+        }
+        self.recent.skip(ended.skipped);
+    }
+
+    /// Whether someone asks.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// Ends the reports when no one asks any more.
     pub(super) fn maintain(&mut self) -> Result<(), DatapathError> {
         if self.asked.is_some_and(|asked| asked.elapsed() > WATCH) {
@@ -154,18 +174,13 @@ fn observation(
     let head = raw.head.get(..captured)?.to_vec();
     let frame = StoredFrame::captured(head, raw.length, raw.interface);
     let (tuple, headers) = examine(&frame, config);
-    let tuple = tuple.map(|tuple| PacketTuple {
-        source: mapped::shown(maps, tuple.source),
-        destination: mapped::shown(maps, tuple.destination),
-        ..tuple
-    });
-    let backend = backends.get(&raw.backend);
+    let tuple = tuple.map(|tuple| shown(maps, tuple));
     Some(Observation {
         at,
         kind,
         reason,
         tuple,
-        backend: backend.and_then(|(generation, key)| (*generation == raw.generation).then_some(*key)),
+        backend: backend(backends, raw.backend, raw.generation),
         interface: if_indextoname(raw.interface).map_or_else(
             |_| raw.interface.to_string(),
             |name| name.to_string_lossy().into_owned(),
@@ -174,6 +189,41 @@ fn observation(
         head: frame.into_bytes(),
         headers: headers.min(captured),
     })
+}
+
+/// The end of a flow that no packet has ended.
+fn without_packet(
+    ended: &Ended,
+    at: SystemTime,
+    maps: &Maps,
+    backends: &BTreeMap<u32, (u32, BackendKey)>,
+) -> Observation {
+    Observation {
+        at,
+        kind: EventKind::Closed,
+        reason: Some(ended.reason),
+        tuple: Some(shown(maps, of_key(&ended.key))),
+        backend: backend(backends, ended.backend, ended.generation),
+        interface: String::new(),
+        length: 0,
+        head: Vec::new(),
+        headers: 0,
+    }
+}
+
+/// The backend that has an index, if it is still the one of this generation.
+fn backend(backends: &BTreeMap<u32, (u32, BackendKey)>, index: u32, generation: u32) -> Option<BackendKey> {
+    let (current, key) = backends.get(&index)?;
+    (*current == generation).then_some(*key)
+}
+
+/// The same addresses, with IPv6 clients' own.
+fn shown(maps: &Maps, tuple: PacketTuple) -> PacketTuple {
+    PacketTuple {
+        source: mapped::shown(maps, tuple.source),
+        destination: mapped::shown(maps, tuple.destination),
+        ..tuple
+    }
 }
 
 /// The addresses of a packet, or of the one that it encapsulates, and the bytes before its payload.
