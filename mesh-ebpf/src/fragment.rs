@@ -190,6 +190,65 @@ pub fn first<'a, F: ReadFrame, T: Tables>(
     }
 }
 
+/// Whose the packet is of which a later fragment would have this header, as an IPv6 one does before it is
+/// translated. The rest of it is at an offset: a copy is kept while nothing is known.
+#[inline(always)]
+pub fn state_or_hold<F: CopyFrame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    ip: &Ipv4,
+    offset: usize,
+) -> DatagramState {
+    let key = key(ip);
+    let state = |tables: &T| known(tables, &key).map_or(DatagramState::WAITING, DatagramEntry::state);
+    match state(tables) {
+        DatagramState::WAITING => {}
+        known => return known,
+    }
+    hold(
+        frame,
+        tables,
+        &key,
+        offset.wrapping_sub(IPV4_LENGTH),
+        ip.total_length.get(),
+        Some(ip),
+    );
+    // The first one may have come on another CPU meanwhile, too early to let this one follow.
+    state(tables)
+}
+
+/// Keeps a copy of so many bytes at an offset, where the IP header is or a translated one is to be.
+#[inline(always)]
+fn hold<F: CopyFrame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    key: &DatagramKey,
+    offset: usize,
+    length: u16,
+    translated: Option<&Ipv4>,
+) {
+    let Some(datagram) = known_or_new(tables, key) else {
+        return;
+    };
+    if datagram.state() != DatagramState::WAITING || datagram.held() >= HELD_PER_DATAGRAM {
+        return;
+    }
+    let Some(scratch) = tables.scratch() else {
+        return;
+    };
+    if frame.load(offset, usize::from(length), scratch).is_err() {
+        return;
+    }
+    if let Some(ip) = translated {
+        // SAFETY: the memory is this run's own, and has room for any header at its start.
+        unsafe { (&raw mut (*scratch.as_ptr()).bytes).cast::<Ipv4>().write(*ip) };
+    }
+    tables.hold_scratch(&HeldKey {
+        datagram: *key,
+        number: tables.count_held(datagram),
+    });
+}
+
 impl Fragment {
     /// Whether it is the first one.
     #[inline(always)]
@@ -242,25 +301,7 @@ impl Fragment {
     /// Keeps a copy of one of whose packet the first one has not come.
     #[inline(always)]
     pub fn hold<F: CopyFrame, T: Tables>(&self, frame: &F, tables: &T, offset: usize) {
-        let Some(datagram) = known_or_new(tables, &self.key) else {
-            return;
-        };
-        if datagram.state() != DatagramState::WAITING || datagram.held() >= HELD_PER_DATAGRAM {
-            return;
-        }
-        let Some(scratch) = tables.scratch() else {
-            return;
-        };
-        if frame
-            .load(offset, usize::from(self.total_length), scratch)
-            .is_err()
-        {
-            return;
-        }
-        tables.hold_scratch(&HeldKey {
-            datagram: self.key,
-            number: tables.count_held(datagram),
-        });
+        hold(frame, tables, &self.key, offset, self.total_length, None);
     }
 
     /// Sends a carrier after a first fragment if there are some that came before it. The IP header is at

@@ -193,6 +193,12 @@ pub trait TranslateFrame: Frame {
     /// [`Refused`] when there is no room.
     fn insert_extension(&mut self, length: usize) -> Result<(), Refused>;
 
+    /// Removes what is behind the IPv6 header.
+    ///
+    /// # Errors
+    /// [`Refused`] when the kernel does not allow it.
+    fn remove_extension(&mut self, length: usize) -> Result<(), Refused>;
+
     /// Whether the frame has the MAC address of the interface it came in by. Where it has not, it may still
     /// be for this node.
     fn is_for_interface(&self) -> bool;

@@ -105,12 +105,12 @@ impl TranslateFrame for Skb {
 
     #[inline(always)]
     fn insert_extension(&mut self, length: usize) -> Result<(), Refused> {
-        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
-        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
-        match unsafe { bpf_skb_adjust_room(self.context, length as i32, BPF_ADJ_ROOM_NET, flags) } {
-            0 => Ok(()),
-            _ => Err(Refused),
-        }
+        self.adjust_extension(length as i32)
+    }
+
+    #[inline(always)]
+    fn remove_extension(&mut self, length: usize) -> Result<(), Refused> {
+        self.adjust_extension(-(length as i32))
     }
 
     #[inline(always)]
@@ -146,6 +146,17 @@ impl Skb {
         }
         self.at_mut::<Ethernet>(0).ok_or(Refused)?.ethertype = ethertype;
         Ok(())
+    }
+
+    /// Adds or removes bytes behind the IPv6 header.
+    #[inline(always)]
+    fn adjust_extension(&mut self, difference: i32) -> Result<(), Refused> {
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        // SAFETY: the context is the program's; pointers into the packet are fetched again afterwards.
+        match unsafe { bpf_skb_adjust_room(self.context, difference, BPF_ADJ_ROOM_NET, flags) } {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
     }
 
     /// Writes an IP header. The sum of the whole packet, which the card may have computed, follows.

@@ -260,6 +260,15 @@ impl TranslateFrame for TestFrame {
         Ok(())
     }
 
+    fn remove_extension(&mut self, length: usize) -> Result<(), Refused> {
+        let at = ETHERNET_LENGTH + IPV6_LENGTH;
+        if !self.elastic || self.bytes.len() < at + length {
+            return Err(Refused);
+        }
+        self.bytes.drain(at..at + length);
+        Ok(())
+    }
+
     fn is_for_interface(&self) -> bool {
         false
     }

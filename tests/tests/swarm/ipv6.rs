@@ -75,6 +75,9 @@ fn datagrams(fixture: &Fixture) -> Result<()> {
         let replies = in_rotation(|| fixture.lab.datagrams("client", &target, 10))
             .with_context(|| format!("from the client to {target}"))?;
         ensure!(peers(&replies).len() == 1, "{replies:?}");
+        let in_fragments = ["udp", &target, "--size", "4000", "--count", "10"];
+        in_rotation(|| fixture.lab.replies("client", &in_fragments))
+            .with_context(|| format!("in fragments from the client to {target}"))?;
     }
     Ok(())
 }

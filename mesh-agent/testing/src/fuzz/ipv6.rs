@@ -2,12 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::oracle::{ETHERNET, ICMPV6, IPV6, IPV6_HEADER, Ip, number, pseudo_header, sum};
+use super::oracle::{ETHERNET, FRAGMENT, ICMPV6, IPV6, IPV6_HEADER, Ip, number, pseudo_header, sum};
 use crate::cluster::{NODE, OWN_IPV6};
 
 const ICMP: u8 = 1;
 /// Next headers of extension headers: hop-by-hop options, routing, fragment, destination options.
-pub(super) const EXTENSIONS: [u8; 4] = [0, 43, 44, 60];
+pub(super) const EXTENSIONS: [u8; 4] = [0, 43, FRAGMENT, 60];
 
 /// The frame with an IPv6 packet instead of the IPv4 one; `None` if it has none without options.
 pub(super) fn frame(ipv4: &[u8]) -> Option<Vec<u8>> {

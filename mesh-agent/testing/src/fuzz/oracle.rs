@@ -20,6 +20,8 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 pub(super) const ICMPV6: u8 = 58;
+/// IPv6's fragment header.
+pub(super) const FRAGMENT: u8 = 44;
 /// ICMPv6 messages that are errors (RFC 4443): all others are the kernel's, such as neighbour discovery.
 const ERRORS: std::ops::RangeInclusive<u8> = 1..=4;
 
@@ -93,7 +95,11 @@ impl<'a> Ip<'a> {
     }
 
     fn is_fragment(&self) -> bool {
-        !self.is_ipv6() && number(&self.header[6..]) & 0x3fff != 0
+        if self.is_ipv6() {
+            self.protocol == FRAGMENT
+        } else {
+            number(&self.header[6..]) & 0x3fff != 0
+        }
     }
 
     fn is_carrier(&self) -> bool {
@@ -188,10 +194,18 @@ pub(super) fn is_not_ours(entry: Entry, frame: &[u8]) -> bool {
 
 /// Of a packet of IPv6.
 fn may_be_ours(ip: &Ip<'_>) -> bool {
+    let is_published = |port| [WEB.port, DNS.port].contains(&port);
     let is_about_us = match ip.protocol {
         TCP | UDP => ip
             .ports()
-            .is_none_or(|(_, destination)| [WEB.port, DNS.port].contains(&destination)),
+            .is_none_or(|(_, destination)| is_published(destination)),
+        FRAGMENT => {
+            // A later one can belong to a datagram whose first one came in before.
+            let is_first = ip.rest.get(2..4).is_some_and(|field| number(field) >> 3 == 0);
+            let port = ip.rest.get(10..12).map(number);
+            ip.rest.first().is_some_and(|next| [TCP, UDP].contains(next))
+                && (!is_first || port.is_none_or(is_published))
+        }
         ICMPV6 => ip.rest.first().is_none_or(|kind| ERRORS.contains(kind)),
         _ => false,
     };
