@@ -5,8 +5,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{ChangeError, Cluster, draft::Batch, stored};
-use crate::store::{Expected, Key, Prefix, Revision, StoreError, Transaction, membership::Leadership};
+use serde::Deserialize;
+
+use super::{
+    ChangeError, Cluster,
+    draft::{Batch, Witness},
+    stored::{self, SERVICES},
+};
+use crate::store::{
+    Entry, Expected, Prefix, Revision, StoreError, Transaction,
+    membership::Leadership,
+    revisions::{self, RevisionId},
+};
 
 /// How long to find out the outcome of a transaction whose answer was lost.
 const OUTCOME: Duration = Duration::from_secs(15);
@@ -58,10 +68,11 @@ impl Cluster {
     }
 
     /// Commits a transaction again if its answer was lost: its conditions hold only if it was not committed.
+    /// Once one of them does not, it cannot be committed any more, and the store shows whether it was.
     async fn commit_one(
         &self,
         transaction: Transaction,
-        witness: Option<(&Key, Option<&[u8]>)>,
+        witness: Option<Witness>,
     ) -> Result<Revision, StoreError> {
         let store = self.store();
         let mut unknown: Option<(StoreError, Instant)> = None;
@@ -77,20 +88,71 @@ impl Cluster {
                     unknown = Some((lost, until));
                 }
                 Err(StoreError::Unavailable { .. }) if unknown.is_some() && !is_over => {}
-                Err(conflict @ StoreError::Conflict { .. }) if unknown.is_some() => {
-                    let Some((key, value)) = witness else {
-                        return Err(conflict);
-                    };
-                    let found = store.get(key).await?;
-                    return match (found, value) {
-                        (Some(entry), Some(value)) if entry.value == value => Ok(entry.modified),
-                        (None, None) => Ok(store.list(&Prefix::everything(), 1).await?.revision),
-                        _ => Err(conflict),
-                    };
+                Err(conflict @ StoreError::Conflict { .. }) if let Some((lost, until)) = unknown => {
+                    match self.outcome(witness.as_ref()).await {
+                        Ok(Outcome::Committed(revision)) => return Ok(revision),
+                        Ok(Outcome::Never) => return Err(conflict),
+                        Ok(Outcome::Forgotten) => return Err(lost),
+                        Err(error) if !error.is_unavailable() || is_over => return Err(lost),
+                        Err(_) => unknown = Some((lost, until)),
+                    }
                 }
                 Err(error) => return Err(unknown.map_or(error, |(lost, _)| lost)),
             }
             sleep(RETRY).await;
         }
     }
+
+    /// Whether the store has what a transaction wrote.
+    async fn outcome(&self, witness: Option<&Witness>) -> Result<Outcome, ChangeError> {
+        let store = self.store();
+        match witness {
+            None => Ok(Outcome::Forgotten),
+            Some(Witness::Value(key, value)) => Ok(match (store.get(key).await?, value) {
+                (Some(entry), Some(value)) if entry.value == *value => Outcome::Committed(entry.modified),
+                (None, None) => Outcome::Committed(store.list(&Prefix::everything(), 1).await?.revision),
+                _ => Outcome::Never,
+            }),
+            Some(Witness::Revision(service, revision)) => {
+                // The service may have changed since: first the newest revision, then the one that was kept.
+                let Some(newest) = store.get(&stored::service(service)?).await? else {
+                    // Never created, or removed since: then it must not be created again.
+                    return Ok(Outcome::Forgotten);
+                };
+                let entry = match revision_of(&newest) {
+                    Some(found) if found.number > revision.number => {
+                        let key = revisions::old_key(SERVICES, service.as_str(), revision.number)?;
+                        match store.get(&key).await? {
+                            Some(entry) => entry,
+                            None => return Ok(Outcome::Forgotten),
+                        }
+                    }
+                    _ => newest,
+                };
+                Ok(match revision_of(&entry) {
+                    Some(found) if found == *revision => Outcome::Committed(entry.modified),
+                    _ => Outcome::Never,
+                })
+            }
+        }
+    }
+}
+
+/// What became of a transaction whose answer was lost.
+enum Outcome {
+    /// It was committed, at this revision or earlier.
+    Committed(Revision),
+    /// It was not, and cannot be any more.
+    Never,
+    /// The store does not show it any more.
+    Forgotten,
+}
+
+fn revision_of(entry: &Entry) -> Option<RevisionId> {
+    #[derive(Deserialize)]
+    struct Stamped {
+        revision: RevisionId,
+    }
+    let stamped: Stamped = serde_json::from_slice(&entry.value).ok()?;
+    Some(stamped.revision)
 }

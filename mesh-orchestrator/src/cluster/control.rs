@@ -6,9 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::broadcast::{
-    self,
-    error::{RecvError, TryRecvError},
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::broadcast::{
+        self,
+        error::{RecvError, TryRecvError},
+    },
 };
 
 use super::{
@@ -179,6 +182,7 @@ impl Control {
         held: &BTreeSet<TaskId>,
     ) -> Result<Drafted, ChangeError> {
         let author = self.cluster.author("orchestrator", "rollback");
+        let seed = self.cluster.clock().seed();
         loop {
             let mirror = self.cluster.mirror();
             // A task that the loops have just removed is in the mirror.
@@ -187,7 +191,7 @@ impl Control {
                 Name::Task(id) => !held.contains(&id),
                 name => !self.aside.contains(&name),
             });
-            let error = match draft::draft_since(&mirror, &author, changes, self.synced) {
+            let error = match draft::draft_since(&mirror, &author, changes, self.synced, seed) {
                 Err(error @ ChangeError::TooLarge { .. }) => error,
                 drafted => return drafted,
             };
@@ -214,15 +218,20 @@ impl Control {
         }
     }
 
-    /// Runs the loops on a blocking thread: tens of thousands of tasks take seconds.
+    /// Runs the loops on a blocking thread: tens of thousands of tasks take seconds. Not where there is one
+    /// thread only, as in a simulation, which would depend on when another one is done.
     async fn decide(&mut self, now: Timestamp) -> Result<Vec<ObjectChange>, Refused> {
         let seed = self.cluster.clock().seed();
         let mut controller = std::mem::take(&mut self.controller);
-        let decided = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let decided = controller.step(now, seed);
             (controller, decided)
-        });
-        match decided.await {
+        };
+        let decided = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => Ok(work()),
+            _ => tokio::task::spawn_blocking(work).await,
+        };
+        match decided {
             Ok((controller, decided)) => {
                 self.controller = controller;
                 // A bug. What was applied until then is not listed, so compare everything.

@@ -45,6 +45,17 @@ pub(super) struct Batch {
     conditions: BTreeMap<Key, Condition>,
     writes: BTreeMap<Key, Write>,
     bytes: usize,
+    /// One of the new revisions of services in it.
+    revision: Option<(ServiceId, RevisionId)>,
+}
+
+/// What shows, in the store, whether a batch was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// The service has or had this revision.
+    Revision(ServiceId, RevisionId),
+    /// The key has this value, or is gone.
+    Value(Key, Option<Vec<u8>>),
 }
 
 impl Batch {
@@ -73,12 +84,19 @@ impl Batch {
         transaction
     }
 
-    /// A key that shows whether the batch was committed, and its value then.
-    pub(super) fn witness(&self) -> Option<(&Key, Option<&[u8]>)> {
-        self.conditions.keys().find_map(|key| {
+    /// What shows whether the batch was committed. The guard does not: others write the same value.
+    pub(super) fn witness(&self) -> Option<Witness> {
+        if let Some((service, revision)) = &self.revision {
+            return Some(Witness::Revision(service.clone(), *revision));
+        }
+        let mut own = self
+            .conditions
+            .keys()
+            .filter(|key| stored::name(key) != Name::Guard);
+        own.find_map(|key| {
             self.writes.get(key).map(|write| match write {
-                Write::Put(value) => (key, Some(value.as_slice())),
-                Write::Delete => (key, None),
+                Write::Put(value) => Witness::Value(key.clone(), Some(value.clone())),
+                Write::Delete => Witness::Value(key.clone(), None),
             })
         })
     }
@@ -91,6 +109,8 @@ pub(super) struct Draft<'a> {
     author: &'a Author,
     /// The changes were planned from the state at this revision, not from the mirror.
     seen: Option<Revision>,
+    /// For the identifiers of new revisions.
+    seed: u128,
     /// Objects as earlier changes of the draft left them; `None` is removed.
     tasks: BTreeMap<TaskId, Option<Task>>,
     services: BTreeMap<ServiceId, Option<Revised<Arc<Service>>>>,
@@ -112,7 +132,8 @@ pub(super) struct Drafted {
     pub(super) services: BTreeMap<ServiceId, RevisionId>,
 }
 
-/// Drafts changes that were planned from the mirror's current state.
+/// Drafts changes that were planned from the mirror's current state. The seed tells new revisions from those
+/// that others make of the same change at the same time.
 ///
 /// # Errors
 /// If a change does not apply to what the mirror has.
@@ -120,8 +141,9 @@ pub(super) fn draft(
     mirror: &Mirror,
     author: &Author,
     changes: &[ObjectChange],
+    seed: u128,
 ) -> Result<Drafted, ChangeError> {
-    draft_all(mirror, author, changes, None)
+    draft_all(mirror, author, changes, None, seed)
 }
 
 /// Drafts changes that were planned from the state at an earlier revision. Tasks may have changed since: an
@@ -134,8 +156,9 @@ pub(super) fn draft_since(
     author: &Author,
     changes: &[ObjectChange],
     seen: Revision,
+    seed: u128,
 ) -> Result<Drafted, ChangeError> {
-    draft_all(mirror, author, changes, Some(seen))
+    draft_all(mirror, author, changes, Some(seen), seed)
 }
 
 fn draft_all(
@@ -143,11 +166,13 @@ fn draft_all(
     author: &Author,
     changes: &[ObjectChange],
     seen: Option<Revision>,
+    seed: u128,
 ) -> Result<Drafted, ChangeError> {
     let mut draft = Draft {
         mirror,
         author,
         seen,
+        seed,
         tasks: BTreeMap::new(),
         services: BTreeMap::new(),
         written: BTreeMap::new(),
@@ -274,6 +299,7 @@ impl Draft<'_> {
                 service,
                 self.author.clone(),
                 later,
+                self.seed,
             )?
         };
         if let Some(before) = staged.before {
@@ -293,6 +319,7 @@ impl Draft<'_> {
         self.reserve(staged.transaction.bytes());
         self.expect(key)?;
         self.take(staged.transaction);
+        self.batch.revision = Some((id.clone(), staged.revision));
         self.put(stored::guard()?, id)?;
         self.revised.insert(id.clone());
         self.made.insert(id.clone(), staged.revision);

@@ -253,7 +253,7 @@ impl Cluster {
                 }
                 let drafted = plan(mirror.state(), self.clock().now())
                     .map_err(ChangeError::from)
-                    .and_then(|changes| draft::draft(&mirror, &author, &changes));
+                    .and_then(|changes| draft::draft(&mirror, &author, &changes, self.clock().seed()));
                 (drafted, mirror.revision())
             };
             let drafted = match drafted {

@@ -143,7 +143,7 @@ impl Cluster {
             for (task, statuses) in reports {
                 changes.extend(new_statuses(mirror.state(), task, statuses));
             }
-            draft::draft(&mirror, &self.author("agent", "report"), &changes)?
+            draft::draft(&mirror, &self.author("agent", "report"), &changes, 0)?
         };
         if !drafted.batches.is_empty() {
             let (revision, committed) = self.commit(&drafted.batches, None).await;

@@ -78,7 +78,7 @@ impl Model {
 
     /// Drafts and commits, with room for a fence and the restore marker.
     fn change(&mut self, changes: &[ObjectChange]) -> Result<usize, ChangeError> {
-        let drafted = draft::draft(&self.mirror, &author("change"), changes)?;
+        let drafted = draft::draft(&self.mirror, &author("change"), changes, 0)?;
         let mut made = Vec::new();
         for batch in &drafted.batches {
             let transaction = batch.transaction(&made);
@@ -226,6 +226,7 @@ fn changes_planned_from_older_objects_are_refused_except_for_tasks() {
         &author("loop"),
         &[ObjectChange::PutService(service)],
         seen,
+        0,
     );
     match stale {
         Err(ChangeError::Store(StoreError::Conflict { expected, .. })) => {
@@ -238,7 +239,7 @@ fn changes_planned_from_older_objects_are_refused_except_for_tasks() {
         task: task.clone(),
         desired,
     };
-    let drafted = draft::draft_since(mirror, &author("loop"), &[stop], seen).unwrap();
+    let drafted = draft::draft_since(mirror, &author("loop"), &[stop], seen, 0).unwrap();
     let transaction = drafted.batches[0].transaction(&[]);
     cluster.model.commit(&transaction).unwrap();
     let both = &cluster.model.mirror.state().tasks()[&task];
@@ -255,7 +256,7 @@ fn a_loop_never_restores_a_removed_service() {
     let removed = commands::remove_service(cluster.controller.state(), &"s1".into());
     cluster.make(removed.unwrap());
     let changes = [ObjectChange::PutService(service)];
-    let stale = draft::draft_since(&cluster.model.mirror, &author("loop"), &changes, seen);
+    let stale = draft::draft_since(&cluster.model.mirror, &author("loop"), &changes, seen, 0);
     assert!(matches!(stale, Err(ChangeError::Refused(_))), "{stale:?}");
 }
 

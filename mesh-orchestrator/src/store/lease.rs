@@ -37,14 +37,18 @@ pub struct Lease {
 }
 
 /// The renewing side: a store's task reports a lost lease, and learns that it is to be revoked.
-pub(super) struct Keeper {
-    pub(super) lost: watch::Sender<bool>,
-    pub(super) given_up: oneshot::Receiver<()>,
+#[derive(Debug)]
+pub struct Keeper {
+    /// To be set once the lease has ended or may have ended.
+    pub lost: watch::Sender<bool>,
+    /// Ends when the lease is dropped: it is to be revoked then.
+    pub given_up: oneshot::Receiver<()>,
 }
 
 impl Lease {
-    /// Starts the task that renews the lease until it is revoked or lost, and then ends it.
-    pub(super) fn start<F>(id: i64, keep: impl FnOnce(Keeper) -> F) -> Self
+    /// Starts the task that renews the lease until it is revoked or lost, and then ends it. For
+    /// implementations of a store.
+    pub fn start<F>(id: i64, keep: impl FnOnce(Keeper) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -143,8 +143,14 @@ impl Keeper {
         }
     }
 
+    /// Puts the value in place of what is there now. A request that the store carries out late must not: it
+    /// would bring back an old value, or an old lease, which takes the registration with it when it ends.
     async fn put(&self, lease: &Lease, value: Vec<u8>) -> Result<(), StoreError> {
-        let transaction = Transaction::new().put(self.key.clone(), value);
+        let found = self.store.get(&self.key).await?;
+        let expected = found.map_or(Expected::Absent, |entry| Expected::At(entry.modified));
+        let transaction = Transaction::new()
+            .expect(self.key.clone(), expected)
+            .put(self.key.clone(), value);
         self.store.commit_under(lease, transaction).await.map(drop)
     }
 

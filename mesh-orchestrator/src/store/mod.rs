@@ -32,10 +32,10 @@ use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 pub use diff::{Difference, diff};
 pub use error::{Source, StoreError};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
-pub use lease::{EPHEMERAL, Heartbeat, Lease, is_ephemeral};
+pub use lease::{EPHEMERAL, Heartbeat, Keeper, Lease, is_ephemeral};
 pub use revision::{Expected, Revision};
 pub use transaction::{MAX_OPERATIONS, MAX_TRANSACTION_BYTES, Transaction, Write};
-pub use watch::{Event, Watch, WatchBatch};
+pub use watch::{Event, Watch, WatchBatch, WatchSender};
 
 /// The version of the stored keys and values. A store with a higher one is refused.
 pub const SCHEMA: u64 = 1;

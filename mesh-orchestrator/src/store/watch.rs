@@ -37,7 +37,8 @@ pub struct WatchBatch {
     pub events: Vec<Event>,
 }
 
-pub(super) type WatchSender = mpsc::Sender<Result<WatchBatch, StoreError>>;
+/// The store's side of a watch.
+pub type WatchSender = mpsc::Sender<Result<WatchBatch, StoreError>>;
 
 /// A running watch; ends when dropped.
 #[derive(Debug)]
@@ -47,8 +48,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts the task that delivers changes; it ends when the watch is dropped.
-    pub(super) fn start<F>(work: impl FnOnce(WatchSender) -> F) -> Self
+    /// Starts the task that delivers changes; it ends when the watch is dropped. For implementations of a
+    /// store.
+    pub fn start<F>(work: impl FnOnce(WatchSender) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -72,7 +72,7 @@ impl Users {
     }
 }
 
-fn new_spec(random: &mut Random, number: u64) -> Result<ServiceSpec, String> {
+pub(crate) fn new_spec(random: &mut Random, number: u64) -> Result<ServiceSpec, String> {
     // Names repeat, so that dependencies and ports are reused.
     let name = format!("s{}", number % 7);
     let mode = match random.below(10) {
@@ -160,7 +160,7 @@ fn policy(random: &mut Random, actions: &[&str]) -> serde_json::Value {
     })
 }
 
-fn change(random: &mut Random, service: &Service) -> Result<ServiceSpec, String> {
+pub(crate) fn change(random: &mut Random, service: &Service) -> Result<ServiceSpec, String> {
     let mut spec = serde_json::to_value(&*service.spec).unwrap_or_default();
     match random.below(6) {
         0 => spec["task_template"]["force_update"] = random.between(1, 1_000_000).into(),
@@ -176,7 +176,7 @@ fn change(random: &mut Random, service: &Service) -> Result<ServiceSpec, String>
 }
 
 /// The simulation generates valid specifications only: a refusal is a bug in it.
-fn read(spec: &serde_json::Value) -> Result<ServiceSpec, String> {
+pub(crate) fn read(spec: &serde_json::Value) -> Result<ServiceSpec, String> {
     ServiceSpec::from_json(spec.to_string().as_bytes())
         .map_err(|error| format!("the simulation generated an invalid specification: {error}"))
 }

@@ -186,10 +186,11 @@ pub(crate) fn stage<T: Serialize>(
     value: &T,
     author: Author,
     later: Option<&LaterFields>,
+    seed: u128,
 ) -> Result<Staged, RevisionError> {
     let key = Key::new([kind, name])?;
     let parent = current.as_ref().map(|current| current.revision);
-    let (revision, bytes) = write(&key, parent, value, author, later)?;
+    let (revision, bytes) = write(&key, parent, value, author, later, seed)?;
     let mut transaction = Transaction::new().put(key.clone(), bytes);
     let mut before = None;
     if let Some(current) = current {
@@ -240,6 +241,7 @@ fn write<T: Serialize>(
     value: &T,
     author: Author,
     later: Option<&LaterFields>,
+    seed: u128,
 ) -> Result<(RevisionId, Vec<u8>), RevisionError> {
     let bytes = |revision| {
         let revised = Revised {
@@ -249,11 +251,13 @@ fn write<T: Serialize>(
         };
         later::write(&revised, later).map_err(|error| damaged(key, error))
     };
-    // A hash of the parent, the author and the value.
+    // A hash of the parent, the author, the value, and chance: an author may make the same change twice at
+    // the same time, and only one of both is stored.
     let parent = parent.unwrap_or(RevisionId { number: 0, digest: 0 });
     let digest = Sha256::new()
         .chain_update(key.as_str())
         .chain_update(bytes(parent)?)
+        .chain_update(seed.to_le_bytes())
         .finalize();
     let revision = RevisionId {
         number: parent.number + 1,
@@ -283,7 +287,7 @@ mod tests {
             revision,
             stored: stored.as_bytes().to_vec(),
         });
-        stage("things", "web", current, &value, author(by), None).unwrap()
+        stage("things", "web", current, &value, author(by), None, 0).unwrap()
     }
 
     #[test]
@@ -320,6 +324,16 @@ mod tests {
             assert_eq!(transaction.writes().len(), 1);
             transaction.check().unwrap();
         }
+    }
+
+    #[test]
+    fn the_same_change_made_twice_is_two_revisions() {
+        let made = |seed| {
+            stage("things", "web", None, &"a", author("one"), None, seed)
+                .unwrap()
+                .revision
+        };
+        assert_ne!(made(1), made(2));
     }
 
     #[test]
