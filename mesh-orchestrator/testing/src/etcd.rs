@@ -285,6 +285,23 @@ impl Cluster {
         bail!("no member leads: {statuses}")
     }
 
+    /// The size of the largest member's file.
+    ///
+    /// # Errors
+    /// When the members do not say.
+    pub fn database_bytes(&self) -> Result<u64> {
+        let output = self
+            .control(&["endpoint", "status", "--write-out", "json"])
+            .output()
+            .context("could not run etcdctl; `cargo xtask setup` installs it")?;
+        let statuses: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let sizes = statuses.as_array().into_iter().flatten();
+        sizes
+            .filter_map(|status| status["Status"]["dbSize"].as_u64())
+            .max()
+            .context("etcd does not say how large it is")
+    }
+
     fn control(&self, arguments: &[&str]) -> Command {
         let endpoints: Vec<&str> = self
             .members
