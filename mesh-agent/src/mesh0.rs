@@ -7,7 +7,11 @@
 
 mod clients;
 
-use std::net::Ipv4Addr;
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::{
@@ -46,13 +50,24 @@ pub struct Settings {
 pub enum Mesh0Error {
     /// No netlink socket.
     #[error("cannot open a netlink socket to create {DEVICE}: is AF_NETLINK allowed?")]
-    Open(#[source] std::io::Error),
+    Open(#[source] io::Error),
     /// Something else has the name.
     #[error("there is an interface {0} that the mesh did not create; rename or remove it")]
     NameTaken(&'static str),
     /// The kernel does not list the device that it has just created.
     #[error("{0} is gone right after it was created: is something else removing interfaces?")]
     Vanished(&'static str),
+    /// A kernel setting was refused.
+    #[error(
+        "cannot set {path} to 1, without which the kernel does not say which way leads to an IPv6 client; in a \
+         container, the host's /proc/sys/net must be writable"
+    )]
+    Sysctl {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel refused an operation.
     #[error("cannot {operation}; the agent needs CAP_NET_ADMIN in the host's network namespace")]
     Netlink {
@@ -72,17 +87,22 @@ pub fn is_ours(name: &str) -> bool {
 /// Creates and removes the device in one network namespace.
 pub struct Mesh0 {
     handle: Handle,
+    sysctls: PathBuf,
 }
 
 impl Mesh0 {
-    /// Opens netlink in the calling thread's network namespace. Must be called inside a tokio runtime.
+    /// Opens netlink in the calling thread's network namespace. Must be called inside a tokio runtime. Kernel
+    /// settings are below `sysctls`.
     ///
     /// # Errors
     /// When the kernel gives no netlink socket.
-    pub fn new() -> Result<Self, Mesh0Error> {
+    pub fn new(sysctls: &Path) -> Result<Self, Mesh0Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Mesh0Error::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            sysctls: sysctls.to_owned(),
+        })
     }
 
     /// Brings the device and its route to the settings, whatever an earlier agent left.
@@ -228,6 +248,8 @@ mod tests {
 
     use super::*;
 
+    pub(super) const SYSCTLS: &str = "/proc/sys";
+
     pub(super) const SETTINGS: Settings = Settings {
         service_address: Ipv4Addr::new(169, 254, 96, 1),
         node_address: Ipv4Addr::new(192, 0, 2, 1),
@@ -265,7 +287,7 @@ mod tests {
     fn the_device_routes_the_service_address_with_the_nodes_source() {
         in_namespace(async || {
             node();
-            let mesh0 = Mesh0::new().unwrap();
+            let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             let interface = mesh0.ensure(SETTINGS).await.unwrap();
             assert_eq!(interface.mtu, 1452);
             let route = ip("route get 169.254.96.1");
@@ -299,7 +321,7 @@ mod tests {
     fn removal_leaves_nothing_and_can_be_repeated() {
         in_namespace(async || {
             node();
-            let mesh0 = Mesh0::new().unwrap();
+            let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             mesh0.ensure(SETTINGS).await.unwrap();
             assert!(mesh0.remove().await.unwrap());
             assert!(!mesh0.remove().await.unwrap());
@@ -314,7 +336,7 @@ mod tests {
         in_namespace(async || {
             node();
             ip("link add mesh0 type bridge");
-            let mesh0 = Mesh0::new().unwrap();
+            let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             assert!(matches!(
                 mesh0.ensure(SETTINGS).await,
                 Err(Mesh0Error::NameTaken(_))
@@ -330,7 +352,7 @@ mod tests {
             node();
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
-            let mesh0 = Mesh0::new().unwrap();
+            let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             mesh0.ensure(SETTINGS).await.unwrap();
             for name in [DEVICE, OTHER_END] {
                 std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/accept_local"), "1").unwrap();

@@ -99,8 +99,8 @@ fn packet<F: TranslateFrame>(
     Ok(())
 }
 
-/// The way to the client: as the routes say, or by the interface that its packets come in by where the kernel
-/// does not say (it looks routes up for nodes that forward IPv6 only).
+/// The way to the client: as the routes say (the kernel looks them up for devices that forward IPv6, as mesh0
+/// does), or by the interface that its packets come in by where they do not say.
 #[inline(always)]
 fn send<F: TranslateFrame>(
     frame: &mut F,

@@ -81,7 +81,7 @@ pub async fn clean(options: &CleanOptions) -> Result<Cleaned, CleanError> {
         "eBPF programs and maps",
         ebpf.map_err(|error| error_chain(&error)),
     );
-    tried("the device mesh0", remove_mesh0().await);
+    tried("the device mesh0", remove_mesh0(&options.sysctls).await);
     let ipvs = ipvs::remove_leftovers(IpvsOptions {
         run_directory: folder.to_owned(),
         sysctls: options.sysctls.clone(),
@@ -106,8 +106,8 @@ pub async fn clean(options: &CleanOptions) -> Result<Cleaned, CleanError> {
     Ok(found)
 }
 
-async fn remove_mesh0() -> Result<bool, String> {
-    let removed = match Mesh0::new() {
+async fn remove_mesh0(sysctls: &Path) -> Result<bool, String> {
+    let removed = match Mesh0::new(sysctls) {
         Ok(mesh0) => mesh0.remove().await,
         Err(error) => Err(error),
     };

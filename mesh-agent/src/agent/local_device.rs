@@ -1,6 +1,8 @@
 //! Keeps mesh0 configured while the data path needs it, and removes it when none does. Remembers what was
 //! refused; the device itself is `mesh0`'s.
 
+use std::path::Path;
+
 use mesh_support::error_chain;
 use tracing::warn;
 
@@ -21,9 +23,10 @@ pub(super) struct LocalDevice {
 }
 
 impl LocalDevice {
-    pub(super) fn new() -> Result<Self, Mesh0Error> {
+    /// In this network namespace, with its kernel settings below a folder.
+    pub(super) fn new(sysctls: &Path) -> Result<Self, Mesh0Error> {
         Ok(Self {
-            mesh0: Mesh0::new()?,
+            mesh0: Mesh0::new(sysctls)?,
             made: None,
             leads_to_ipv6: false,
             may_exist: true,

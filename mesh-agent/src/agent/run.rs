@@ -56,7 +56,7 @@ pub async fn run(options: RunOptions, reloader: Reloader) -> Result<Ended, Agent
     let factory = NodeDatapathFactory::new(options.clone(), source.scheduler());
     let ladder = SharedLadder::new(Ladder::start(options.datapath, Box::new(factory))?);
     let metrics = Metrics::new(options.backend_metrics)?;
-    let device = LocalDevice::new()?;
+    let device = LocalDevice::new(&options.sysctls)?;
     let (state, snapshots) = watch::channel(SourceState::default());
     let (acknowledged, acknowledgements) = watch::channel(Acknowledged::default());
     let (is_up, is_up_receiver) = watch::channel(false);

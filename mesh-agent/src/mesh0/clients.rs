@@ -1,6 +1,8 @@
 //! The way to IPv6 clients: what is sent to the addresses that stand for them leaves by `mesh0`, whose egress
 //! program makes it IPv6.
 
+use std::fs;
+
 use netlink_packet_route::{
     neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteMessage, RouteMetric},
@@ -53,7 +55,19 @@ impl Mesh0 {
             .replace()
             .execute()
             .await
-            .map_err(failed(format!("route {CLIENTS}/{CLIENTS_PREFIX} to {DEVICE}")))
+            .map_err(failed(format!("route {CLIENTS}/{CLIENTS_PREFIX} to {DEVICE}")))?;
+        self.let_forward()
+    }
+
+    /// The kernel looks routes up for programs on devices that forward IPv6 only. That this one does changes
+    /// nothing else: no packet comes in by it, and the node does not forward for that.
+    fn let_forward(&self) -> Result<(), Mesh0Error> {
+        let path = self.sysctls.join("net/ipv6/conf").join(DEVICE).join("forwarding");
+        let is_set = fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1");
+        if is_set {
+            return Ok(());
+        }
+        fs::write(&path, "1").map_err(|source| Mesh0Error::Sysctl { path, source })
     }
 
     async fn remove_clients(&self, settings: Settings, interface: HostInterface) -> Result<(), Mesh0Error> {
@@ -114,8 +128,10 @@ fn unless_missing(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink:
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::{
-        super::tests::{SETTINGS, in_namespace, ip, node},
+        super::tests::{SETTINGS, SYSCTLS, in_namespace, ip, node},
         *,
     };
 
@@ -127,7 +143,7 @@ mod tests {
                 ipv6: true,
                 ..SETTINGS
             };
-            let mesh0 = Mesh0::new().unwrap();
+            let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             let interface = mesh0.ensure(served).await.unwrap();
             for mtu in [1500, 9000] {
                 let served = Settings {
@@ -140,6 +156,8 @@ mod tests {
                 assert!(routes.contains("via 169.254.96.1 dev mesh0"), "{routes}");
                 assert!(routes.contains(&format!("mtu lock {}", mtu - 20)), "{routes}");
             }
+            let forwarding = fs::read_to_string("/proc/sys/net/ipv6/conf/mesh0/forwarding").unwrap();
+            assert_eq!(forwarding.trim(), "1", "or programs find no way to clients");
             let lookup = ip("route get 251.1.2.3");
             assert!(lookup.contains("via 169.254.96.1 dev mesh0"), "{lookup}");
             let neighbour = ip("neigh show 169.254.96.1 dev mesh0");
@@ -154,6 +172,15 @@ mod tests {
             }
             let lookup = ip("route get 169.254.96.1");
             assert!(lookup.contains("dev mesh0"), "the rest stays: {lookup}");
+
+            let elsewhere = Mesh0::new(Path::new("/nonexistent")).unwrap();
+            let error = elsewhere.ensure_clients(served, interface).await.unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .contains("/nonexistent/net/ipv6/conf/mesh0/forwarding"),
+                "{error}"
+            );
 
             mesh0.ensure_clients(served, interface).await.unwrap();
             mesh0.remove().await.unwrap();

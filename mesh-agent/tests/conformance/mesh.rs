@@ -339,5 +339,5 @@ fn with_mesh0<T>(work: impl AsyncFnOnce(&Mesh0) -> Result<T, mesh0::Mesh0Error>)
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async { Ok(work(&Mesh0::new()?).await?) })
+    runtime.block_on(async { Ok(work(&Mesh0::new(Path::new("/proc/sys"))?).await?) })
 }

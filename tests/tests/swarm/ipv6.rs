@@ -13,15 +13,17 @@ use crate::{
     group::Story,
 };
 
-/// For every way in which packets are processed.
+/// For every way in which packets are processed, and every network.
 pub(crate) const REQUESTS: &[Story] = &[
     (
         "an_ipv6_client_reaches_every_replica_by_every_node_and_is_known_by_one_address",
         requests,
     ),
     ("datagrams_of_an_ipv6_client_are_echoed", datagrams),
-    ("big_transfers_of_an_ipv6_client_arrive_whole", transfers),
 ];
+
+/// For every way in which packets are processed, and networks that carry less than usual.
+pub(crate) const TRANSFERS: &[Story] = &[("big_transfers_of_an_ipv6_client_arrive_whole", transfers)];
 
 pub(crate) const STORIES: &[Story] = &[
     (

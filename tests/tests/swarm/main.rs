@@ -58,6 +58,7 @@ const DEFAULT: Group = Group {
         basics::REQUESTS,
         basics::TRANSFERS,
         ipv6::REQUESTS,
+        ipv6::TRANSFERS,
         ipv6::STORIES,
         networks::HIDDEN,
         changes::STORIES,
@@ -82,6 +83,7 @@ const GROUPS: &[Group] = &[
             basics::REQUESTS,
             basics::TRANSFERS,
             ipv6::REQUESTS,
+            ipv6::TRANSFERS,
             networks::HIDDEN,
         ],
         ..DEFAULT
@@ -90,7 +92,12 @@ const GROUPS: &[Group] = &[
         name: "generic",
         lane: Lane::Variants,
         agents: Some(&["--xdp", "generic"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
+        stories: &[
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            ipv6::REQUESTS,
+            ipv6::TRANSFERS,
+        ],
         ..DEFAULT
     },
     // The agent as a global service.
@@ -128,7 +135,12 @@ const GROUPS: &[Group] = &[
         lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
+        stories: &[
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            ipv6::REQUESTS,
+            ipv6::TRANSFERS,
+        ],
         ..DEFAULT
     },
     Group {
@@ -136,7 +148,12 @@ const GROUPS: &[Group] = &[
         lane: Lane::Variants,
         offloads: Offloads::On,
         agents: Some(&["--xdp", "off", "--tc", "clsact"]),
-        stories: &[basics::REQUESTS, basics::TRANSFERS, ipv6::REQUESTS],
+        stories: &[
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            ipv6::REQUESTS,
+            ipv6::TRANSFERS,
+        ],
         ..DEFAULT
     },
     // Nodes whose default route and cluster address are on different cards.
@@ -149,6 +166,7 @@ const GROUPS: &[Group] = &[
             policy::BY_INTERFACE,
             networks::REROUTED,
             basics::REQUESTS,
+            ipv6::REQUESTS,
         ],
         ..DEFAULT
     },
@@ -159,7 +177,7 @@ const GROUPS: &[Group] = &[
         offloads: Offloads::On,
         topology: Topology::Bridge,
         agents: Some(&[]),
-        stories: &[networks::STORIES, basics::REQUESTS],
+        stories: &[networks::STORIES, basics::REQUESTS, ipv6::REQUESTS],
         ..DEFAULT
     },
     // Nodes and clients that are no neighbours, and answers that leave by another card than requests come in.
@@ -167,7 +185,12 @@ const GROUPS: &[Group] = &[
         name: "routed",
         lane: Lane::Variants,
         topology: Topology::Routed,
-        stories: &[networks::STORIES, basics::REQUESTS, basics::TRANSFERS],
+        stories: &[
+            networks::STORIES,
+            basics::REQUESTS,
+            basics::TRANSFERS,
+            ipv6::REQUESTS,
+        ],
         ..DEFAULT
     },
     // Nodes with several addresses on a card and on the loopback device.
@@ -175,7 +198,12 @@ const GROUPS: &[Group] = &[
         name: "multihomed",
         lane: Lane::Variants,
         topology: Topology::Multihomed,
-        stories: &[networks::STORIES, networks::MOVING, basics::REQUESTS],
+        stories: &[
+            networks::STORIES,
+            networks::MOVING,
+            basics::REQUESTS,
+            ipv6::REQUESTS,
+        ],
         ..DEFAULT
     },
     // Nodes whose cluster address is on a device without MAC addresses, beside XDP on the card.
@@ -183,7 +211,12 @@ const GROUPS: &[Group] = &[
         name: "wireguard",
         lane: Lane::Variants,
         topology: Topology::Wireguard,
-        stories: &[networks::STORIES, wireguard::STORIES, basics::REQUESTS],
+        stories: &[
+            networks::STORIES,
+            wireguard::STORIES,
+            basics::REQUESTS,
+            ipv6::REQUESTS,
+        ],
         ..DEFAULT
     },
     // Nodes with a router between them that carries less than their cards do, and does not report it.
@@ -191,7 +224,7 @@ const GROUPS: &[Group] = &[
         name: "narrow",
         lane: Lane::Variants,
         topology: Topology::Narrow,
-        stories: &[networks::NARROW, basics::REQUESTS],
+        stories: &[networks::NARROW, basics::REQUESTS, ipv6::REQUESTS],
         ..DEFAULT
     },
     // Nodes whose cards carry less than their containers' do.
@@ -199,7 +232,7 @@ const GROUPS: &[Group] = &[
         name: "small-mtu",
         lane: Lane::Variants,
         topology: Topology::SmallMtu,
-        stories: &[networks::SMALL_MTU],
+        stories: &[networks::SMALL_MTU, ipv6::REQUESTS, ipv6::TRANSFERS],
         ..DEFAULT
     },
     // Nodes behind a router that translates their addresses.
@@ -216,7 +249,7 @@ const GROUPS: &[Group] = &[
         name: "vlan",
         topology: Topology::Vlan,
         needs_a_vm: true,
-        stories: &[networks::STORIES, devices::VLAN],
+        stories: &[networks::STORIES, devices::VLAN, ipv6::REQUESTS],
         ..DEFAULT
     },
     // Nodes with a bond of two cards.
@@ -224,7 +257,7 @@ const GROUPS: &[Group] = &[
         name: "bond",
         topology: Topology::Bond,
         needs_a_vm: true,
-        stories: &[networks::STORIES, devices::BOND],
+        stories: &[networks::STORIES, devices::BOND, ipv6::REQUESTS],
         ..DEFAULT
     },
     // Beside Docker's own mesh at work, which is made of IPVS.

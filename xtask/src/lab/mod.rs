@@ -224,7 +224,7 @@ impl Lab {
         Ok(self.state.topology.addresses(self.state.subnet, host))
     }
 
-    /// The IPv6 address of a node or the client beside the first one, where the wire is no router.
+    /// The IPv6 address of a node or the client beside the first one.
     ///
     /// # Errors
     /// When there is no such node.

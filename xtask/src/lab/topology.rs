@@ -213,7 +213,7 @@ impl Network {
         port(space, self.card)
     }
 
-    /// The IPv6 address of the same host. There are none where the wire is a router.
+    /// The IPv6 address of the same host.
     pub(super) fn ipv6_address(&self, subnet: u8, host: u8) -> String {
         format!("fd00:{:x}:{subnet:x}::{host:x}", self.second_byte)
     }

@@ -55,7 +55,7 @@ pub fn lay(state: &mut State) -> Result<()> {
     )
     .map_err(|error| explain(error, state.topology))?;
     // A router between the nodes' subnets, which does not tell them of shorter ways.
-    let settings = "net.ipv4.ip_forward=1\nnet.ipv4.conf.all.send_redirects=0\n\
+    let settings = "net.ipv4.ip_forward=1\nnet.ipv6.conf.all.forwarding=1\nnet.ipv4.conf.all.send_redirects=0\n\
                     net.ipv4.conf.default.send_redirects=0\n";
     run_with_input(
         &mut enter_network(state.space("wire")?, ["sysctl", "--quiet", "--load=-"]),
@@ -128,12 +128,26 @@ pub fn plug(state: &State, name: &str, host: u8, offloads: Offloads) -> Result<(
         plug_card(state, name, host, network, offloads)?;
     }
     let mut routes = format!("route add default via {}\n", FIRST.address(state.subnet, ROUTER));
-    if state.topology == Topology::Routed && name != "client" {
+    if state.topology.is_routed() {
         routes += &format!(
-            "route add {} via {}\n",
-            FIRST.address(state.subnet, CLIENT),
-            SECOND.address(state.subnet, ROUTER)
+            "route add default via {}\n",
+            FIRST.ipv6_address(state.subnet, ROUTER)
         );
+    }
+    if state.topology == Topology::Routed && name != "client" {
+        let (client, router) = (CLIENT, ROUTER);
+        for (client, router) in [
+            (
+                FIRST.address(state.subnet, client),
+                SECOND.address(state.subnet, router),
+            ),
+            (
+                FIRST.ipv6_address(state.subnet, client),
+                SECOND.ipv6_address(state.subnet, router),
+            ),
+        ] {
+            routes += &format!("route add {client} via {router}\n");
+        }
     }
     run_with_input(
         &mut enter_network(state.space(name)?, ["ip", "-batch", "-"]),
@@ -183,10 +197,16 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
         network.address(state.subnet, host),
         network.address(state.subnet, ROUTER),
     );
+    let (ipv6, ipv6_router) = (
+        network.ipv6_address(state.subnet, host),
+        network.ipv6_address(state.subnet, ROUTER),
+    );
     let port = network.port(name);
     if state.topology.is_routed() {
-        outside +=
-            &format!("address add {router}/32 dev {port}\nroute add {address} dev {port} src {router}\n");
+        outside += &format!(
+            "address add {router}/32 dev {port}\nroute add {address} dev {port} src {router}\n\
+             address add {ipv6_router}/128 dev {port} nodad\nroute add {ipv6} dev {port}\n"
+        );
     }
     if state.topology == Topology::Narrow && host != CLIENT {
         outside += &format!(
@@ -207,10 +227,12 @@ fn plug_card(state: &State, name: &str, host: u8, network: &Network, offloads: O
         inside += &format!("link set {} mtu {SMALL_MTU}\n", network.card);
     }
     inside += &if state.topology.is_routed() {
-        format!("address add {address}/32 dev {holder}\nroute add {router} dev {holder} scope link\n")
+        format!(
+            "address add {address}/32 dev {holder}\nroute add {router} dev {holder} scope link\n\
+             address add {ipv6}/128 dev {holder} nodad\nroute add {ipv6_router} dev {holder}\n"
+        )
     } else {
         // No other host has it: it need not be looked for before it is used.
-        let ipv6 = network.ipv6_address(state.subnet, host);
         format!("address add {address}/24 dev {holder}\naddress add {ipv6}/64 dev {holder} nodad\n")
     };
     run_with_input(
