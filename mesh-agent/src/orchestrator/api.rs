@@ -107,7 +107,7 @@ impl ImageResolver for EngineImages {
             image: image.to_owned(),
             source,
         };
-        let credential = credential(&self.vault, image)
+        let credential = credential(self.vault.as_ref(), image)
             .await
             .map_err(|error| failed(Box::new(error)))?;
         self.runtime

@@ -26,6 +26,8 @@ const CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Files {
     /// The authorities to trust; without them, none.
     pub(super) authority: Option<PathBuf>,
+    /// The authorities of workers, on a manager that serves some.
+    pub(super) workers: Option<PathBuf>,
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
 }
@@ -36,7 +38,12 @@ type Stamp = Vec<Option<(Option<SystemTime>, u64, u64)>>;
 impl Files {
     /// Reads them.
     pub(super) fn load(&self) -> Result<Credentials, TlsError> {
-        Credentials::load(self.authority.as_deref(), &self.certificate, &self.key)
+        Credentials::load(
+            self.authority.as_deref(),
+            self.workers.as_deref(),
+            &self.certificate,
+            &self.key,
+        )
     }
 
     fn stamp(&self) -> Stamp {
@@ -47,6 +54,7 @@ impl Files {
         [&self.certificate, &self.key]
             .into_iter()
             .chain(&self.authority)
+            .chain(&self.workers)
             .map(stamp)
             .collect()
     }
@@ -64,6 +72,12 @@ pub(super) struct Followed<T>(Arc<ArcSwap<T>>);
 impl<T> fmt::Debug for Followed<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Followed").finish_non_exhaustive()
+    }
+}
+
+impl<T> Clone for Followed<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 
@@ -157,6 +171,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files {
             authority: None,
+            workers: None,
             certificate: folder.path().join("certificate.pem"),
             key: folder.path().join("key.pem"),
         };
@@ -178,7 +193,7 @@ mod tests {
                 authority: Some(files.certificate.clone()),
                 ..files.clone()
             };
-            move || TlsConnector::from(trusting.load().unwrap().client().unwrap())
+            move || TlsConnector::from(Arc::clone(&trusting.load().unwrap().client().unwrap().config))
         };
         let shown = async || {
             let stream = TcpStream::connect(address).await.unwrap();

@@ -4,8 +4,10 @@
 
 mod api;
 mod certificates;
+mod exchange;
 mod identity;
 mod listener;
+mod managers;
 mod open;
 pub mod options;
 mod peers;
@@ -14,11 +16,13 @@ mod relayed;
 mod run;
 pub mod runtime;
 mod source;
+mod subject;
 #[cfg(test)]
 mod testing;
 mod tls;
 mod tunnel_key;
 mod worker;
+mod workers;
 
 pub use identity::IdentityError;
 pub use open::{Opened, OrchestratorError, open};

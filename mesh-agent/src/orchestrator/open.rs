@@ -13,16 +13,17 @@ use axum::Router;
 use mesh_orchestrator::{
     api::{Access, Api, Peers},
     cluster::{Clock, Cluster, OpenError, SystemClock, Upkeep},
+    commands,
     objects::{Availability, Node, NodeId, NodeRole, NodeStatus, Timestamp},
-    secrets::{Vault, VaultError},
+    secrets::{Secrets, Vault, VaultError},
     store::{
         Store, StoreError,
         etcd::{EtcdConfig, EtcdStore, EtcdTls, EtcdTlsFile},
         redb::RedbStore,
+        remote::RemoteStore,
     },
 };
 use mesh_support::error_chain;
-use rustls::{ClientConfig, ServerConfig};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -31,12 +32,14 @@ use super::{
     certificates::{Files, Followed, follow_files},
     identity::{self, IdentityError},
     listener::TlsListener,
+    managers::TlsManagers,
     options::{MISSED_HEARTBEATS, Role},
-    peers::{NoPeers, TlsPeers},
+    peers::{NoPeers, NotFromHere, TlsPeers},
     program::{ProgramError, Programs},
     runtime::{DockerRuntime, EngineDescription, Runtime},
-    tls::{Credentials, TlsError},
+    tls::{Client, Credentials, Server, TlsError, own_name},
     worker::AddressBlock,
+    workers::Workers,
 };
 
 use crate::docker::Docker;
@@ -91,6 +94,43 @@ pub enum OrchestratorError {
     /// The node has no usable identity.
     #[error("this node could not join the cluster")]
     Identity(#[from] IdentityError),
+    /// A manager cannot serve workers without certificates.
+    #[error(
+        "--workers-ca needs a certificate that the agent shows workers: set --agents-ca, --agents-certificate and \
+         --agents-key, or etcd's"
+    )]
+    NoCertificates,
+}
+
+/// How this node reaches the cluster's objects.
+#[derive(Debug)]
+pub(super) enum Reach {
+    /// It has access to the store, and the key of the secrets.
+    Store(Arc<Vault>),
+    /// Through managers.
+    Managers(Arc<RemoteStore>),
+}
+
+impl Reach {
+    /// Where the values for this node's tasks are read.
+    pub(super) fn secrets(&self) -> Arc<dyn Secrets> {
+        match self {
+            Self::Store(vault) => Arc::clone(vault) as Arc<dyn Secrets>,
+            Self::Managers(store) => Arc::clone(store) as Arc<dyn Secrets>,
+        }
+    }
+
+    /// The node's block of addresses.
+    pub(super) async fn block(
+        &self,
+        cluster: &Cluster,
+        node: &NodeId,
+    ) -> Result<AddressBlock, IdentityError> {
+        match self {
+            Self::Store(_) => identity::claim_block(cluster.store().as_ref(), node).await,
+            Self::Managers(store) => AddressBlock::new(store.block().await?).ok_or(IdentityError::Full),
+        }
+    }
 }
 
 /// Everything that the orchestrator needs to run.
@@ -100,18 +140,20 @@ pub struct Opened {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) cluster: Cluster,
     pub(super) upkeep: Upkeep,
-    pub(super) vault: Arc<Vault>,
+    pub(super) reach: Reach,
     pub(super) node: Node,
     pub(super) engine_version: String,
     pub(super) address: Ipv4Addr,
     pub(super) block: AddressBlock,
     pub(super) api: Api,
+    /// What workers are served, on a manager that serves some.
+    pub(super) workers: Option<Workers>,
     /// The API's ports apart from the admin socket, with the access that each gives.
     pub(super) listeners: Vec<(TlsListener, Access)>,
     /// The address at which other agents ask this one.
     pub(super) logs: Option<SocketAddr>,
-    /// The other agents; `None` without certificates.
-    pub(super) peers: Option<Arc<TlsPeers>>,
+    /// The other agents, if this one may ask them.
+    pub(super) peers: Result<Arc<TlsPeers>, NotFromHere>,
     pub(super) programs: Arc<Programs>,
 }
 
@@ -143,8 +185,24 @@ pub async fn open(
     })?;
     let programs = Arc::new(Programs::open(options.programs_path())?);
     let clock = SystemClock;
-    let id = identity::identity(&options.state_dir, clock.seed())?;
-    let store = retry("the store", || open_store(options)).await?;
+    let (id, name) = match (options.is_worker(), options.agents_tls()) {
+        (true, Some(paths)) => {
+            let name = own_name(paths.certificate)?;
+            (commands::worker_id(&name), Some(name))
+        }
+        _ => (identity::identity(&options.state_dir, clock.seed())?, None),
+    };
+    let remote = match &peer_configs {
+        Some((_, client)) if options.is_worker() => {
+            let managers = TlsManagers::new(options.managers.clone(), client.clone());
+            Some(Arc::new(RemoteStore::new(Arc::new(managers))))
+        }
+        _ => None,
+    };
+    let store = match &remote {
+        Some(remote) => Arc::clone(remote) as Arc<dyn Store>,
+        None => retry("the store", || open_store(options)).await?,
+    };
     let patience = options.heartbeat * (MISSED_HEARTBEATS + 1);
     retry("this node's id to be free", || async {
         Ok(identity::ensure_unique(store.as_ref(), &id, address, &options.state_dir, patience).await?)
@@ -154,38 +212,55 @@ pub async fn open(
         Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
     })
     .await?;
-    let vault = retry("the vault", || async {
-        let path = options.secrets_key_path();
-        Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
-    })
-    .await?;
+    let reach = match remote {
+        Some(remote) => Reach::Managers(remote),
+        None => {
+            let vault = retry("the vault", || async {
+                let path = options.secrets_key_path();
+                Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
+            });
+            Reach::Store(Arc::new(vault.await?))
+        }
+    };
     let block = retry("a block of addresses", || async {
-        Ok(identity::claim_block(store.as_ref(), &id).await?)
+        Ok(reach.block(&cluster, &id).await?)
     })
     .await?;
     let engine_version = engine.version.clone();
-    let node = describe_node(options, id, address, engine);
-    let vault = Arc::new(vault);
+    let node = describe_node(options, id, name, address, engine);
+    let vault = match &reach {
+        Reach::Store(vault) => Arc::clone(vault),
+        Reach::Managers(_) => Arc::new(Vault::without_keys(Arc::clone(&store))),
+    };
+    let workers = options
+        .workers_ca
+        .is_some()
+        .then(|| Workers::new(&cluster, &vault));
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     let mut listeners = Vec::new();
     let mut logs = None;
-    let mut peers = None;
+    let mut peers = Err(match options.is_worker() {
+        true => NotFromHere::Worker,
+        false => NotFromHere::NoCertificates,
+    });
     if let Some((server, client)) = peer_configs {
         let at = SocketAddr::from((address, peer_port));
         let listener = TlsListener::bind(at, server).await?;
         listeners.push((listener, Access::Trusted));
         logs = Some(at);
-        peers = Some(Arc::new(TlsPeers {
-            cluster: cluster.clone(),
-            config: client,
-        }));
+        if !options.is_worker() {
+            peers = Ok(Arc::new(TlsPeers {
+                cluster: cluster.clone(),
+                config: client,
+            }));
+        }
     }
     if let Some((at, config)) = api_server {
         listeners.push((TlsListener::bind(at, config).await?, Access::Tokens));
     }
     let log_sources: Arc<dyn Peers> = match &peers {
-        Some(peers) => Arc::clone(peers) as Arc<dyn Peers>,
-        None => Arc::new(NoPeers),
+        Ok(peers) => Arc::clone(peers) as Arc<dyn Peers>,
+        Err(why) => Arc::new(NoPeers(*why)),
     };
     let api = Api::new(api::parts(
         options.backups_path(),
@@ -208,12 +283,13 @@ pub async fn open(
         runtime,
         cluster,
         upkeep,
-        vault,
+        reach,
         node,
         engine_version,
         address,
         block,
         api,
+        workers,
         listeners,
         logs,
         peers,
@@ -222,9 +298,12 @@ pub async fn open(
 }
 
 impl Opened {
-    /// The orchestrator's API with full access.
+    /// The orchestrator's API with full access. A worker says where it is.
     pub fn api(&self) -> Router {
-        self.api.routes(Access::Trusted)
+        match self.options.is_worker() {
+            true => Api::elsewhere(&self.options.managers.join(", ")),
+            false => self.api.routes(Access::Trusted),
+        }
     }
 
     /// This node's id.
@@ -246,34 +325,49 @@ impl Opened {
     }
 }
 
-/// The certificates by which agents recognise each other, the same as those for the store.
+/// The certificates for the store.
 fn etcd_files(options: &OrchestratorOptions) -> Option<Files> {
     let paths = options.etcd_tls()?;
     Some(Files {
         authority: Some(paths.authority.to_owned()),
+        workers: None,
         certificate: paths.certificate.to_owned(),
         key: paths.key.to_owned(),
     })
 }
 
-type PeerConfigs = (Followed<ServerConfig>, Followed<ClientConfig>);
+type PeerConfigs = (Followed<Server>, Followed<Client>);
 
-fn peer_configs(options: &OrchestratorOptions) -> Result<Option<PeerConfigs>, TlsError> {
-    let Some(files) = etcd_files(options) else {
-        return Ok(None);
+/// The certificates by which agents recognise each other: the same as those for the store, if there are no
+/// others.
+fn peer_configs(options: &OrchestratorOptions) -> Result<Option<PeerConfigs>, OrchestratorError> {
+    let Some(paths) = options.agents_tls() else {
+        return match options.workers_ca {
+            Some(_) => Err(OrchestratorError::NoCertificates),
+            None => Ok(None),
+        };
     };
+    let files = Files {
+        authority: Some(paths.authority.to_owned()),
+        workers: options.workers_ca.clone(),
+        certificate: paths.certificate.to_owned(),
+        key: paths.key.to_owned(),
+    };
+    if let (Some(workers), Some(etcd)) = (&options.workers_ca, options.etcd_tls()) {
+        // What opens etcd must not be a worker's, whichever certificates agents use.
+        Credentials::load(Some(etcd.authority), Some(workers), etcd.certificate, etcd.key)?;
+    }
     let server = Followed::start(files.clone(), |credentials| credentials.server(true))?;
     Ok(Some((server, Followed::start(files, Credentials::client)?)))
 }
 
 /// The address and TLS configuration of the API for external tools.
-fn api_server(
-    options: &OrchestratorOptions,
-) -> Result<Option<(SocketAddr, Followed<ServerConfig>)>, TlsError> {
+fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Followed<Server>)>, TlsError> {
     match (options.api_listen, &options.api_certificate, &options.api_key) {
         (Some(at), Some(certificate), Some(key)) => {
             let files = Files {
                 authority: None,
+                workers: None,
                 certificate: certificate.clone(),
                 key: key.clone(),
             };
@@ -371,17 +465,21 @@ fn own_address() -> Result<Ipv4Addr, OrchestratorError> {
 fn describe_node(
     options: &OrchestratorOptions,
     id: NodeId,
+    worker: Option<String>,
     address: Ipv4Addr,
     engine: EngineDescription,
 ) -> Node {
     Node {
         id,
-        hostname: options.node_name.clone().unwrap_or(engine.hostname),
-        address: address.to_string(),
         role: match options.node_role {
-            Role::Manager => NodeRole::Manager,
-            Role::Worker => NodeRole::Worker,
+            Role::Manager if worker.is_none() => NodeRole::Manager,
+            Role::Manager | Role::Worker => NodeRole::Worker,
         },
+        // The name in a worker's certificate is its name.
+        hostname: worker
+            .or_else(|| options.node_name.clone())
+            .unwrap_or(engine.hostname),
+        address: address.to_string(),
         labels: options.node_labels.iter().cloned().collect(),
         engine_labels: engine.labels,
         platform: engine.platform,

@@ -65,6 +65,48 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_ETCD_KEY", value_name = "PATH", requires = "etcd_ca")]
     pub etcd_key: Option<PathBuf>,
 
+    /// Managers of this node, HOST:PORT of their agents (--feed-port), comma-separated: it is a worker
+    /// without access to the store, whose name is in its certificate, and which `meshctl node admit` has
+    /// admitted.
+    #[arg(
+        long,
+        env = "MESH_MANAGERS",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        value_parser = manager,
+        requires = "agents_ca",
+        conflicts_with_all = ["etcd", "store", "api_listen", "workers_ca", "secrets_key", "node_name", "node_labels"]
+    )]
+    pub managers: Vec<String>,
+
+    /// PEM file with the authorities of the certificates of agents with access to the store [default:
+    /// --etcd-ca].
+    #[arg(
+        long,
+        env = "MESH_AGENTS_CA",
+        value_name = "PATH",
+        requires = "agents_certificate"
+    )]
+    pub agents_ca: Option<PathBuf>,
+
+    /// PEM file with the certificate that this node's agent shows other agents [default: --etcd-certificate].
+    #[arg(
+        long,
+        env = "MESH_AGENTS_CERTIFICATE",
+        value_name = "PATH",
+        requires = "agents_key"
+    )]
+    pub agents_certificate: Option<PathBuf>,
+
+    /// PEM file of that certificate's key [default: --etcd-key].
+    #[arg(long, env = "MESH_AGENTS_KEY", value_name = "PATH", requires = "agents_ca")]
+    pub agents_key: Option<PathBuf>,
+
+    /// PEM file with the authorities of workers' certificates, which must not be etcd's: this manager serves
+    /// workers without access to the store.
+    #[arg(long, env = "MESH_WORKERS_CA", value_name = "PATH")]
+    pub workers_ca: Option<PathBuf>,
+
     /// This node's name [default: the engine's host name].
     #[arg(long, env = "MESH_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,
@@ -137,10 +179,10 @@ pub struct OrchestratorOptions {
     pub backups: Option<PathBuf>,
 }
 
-/// PEM files for mutual TLS between this node and etcd.
+/// PEM files for mutual TLS between this node and etcd, or other agents.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EtcdTlsPaths<'a> {
-    /// The certificate authorities of etcd.
+pub(super) struct TlsPaths<'a> {
+    /// The certificate authorities of etcd, or of the other agents.
     pub(super) authority: &'a Path,
     /// This node's certificate.
     pub(super) certificate: &'a Path,
@@ -167,12 +209,30 @@ impl OrchestratorOptions {
     }
 
     /// The files for TLS with etcd; all three or none.
-    pub(super) fn etcd_tls(&self) -> Option<EtcdTlsPaths<'_>> {
-        Some(EtcdTlsPaths {
+    pub(super) fn etcd_tls(&self) -> Option<TlsPaths<'_>> {
+        Some(TlsPaths {
             authority: self.etcd_ca.as_deref()?,
             certificate: self.etcd_certificate.as_deref()?,
             key: self.etcd_key.as_deref()?,
         })
+    }
+
+    /// The files for TLS with other agents; all three or none.
+    pub(super) fn agents_tls(&self) -> Option<TlsPaths<'_>> {
+        let own = || {
+            Some(TlsPaths {
+                authority: self.agents_ca.as_deref()?,
+                certificate: self.agents_certificate.as_deref()?,
+                key: self.agents_key.as_deref()?,
+            })
+        };
+        own().or_else(|| self.etcd_tls())
+    }
+
+    /// Whether this node is a worker without access to the store.
+    #[must_use]
+    pub fn is_worker(&self) -> bool {
+        !self.managers.is_empty()
     }
 
     /// The base of webhook URLs; `None` if the API has no port. One that listens on all addresses is
@@ -216,6 +276,15 @@ fn node_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("a node's name has 1 to 63 letters, digits, '-', '_' and '.'".to_owned())
+    }
+}
+
+fn manager(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected HOST:PORT".to_owned()),
     }
 }
 
@@ -313,6 +382,34 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_has_managers_and_certificates_and_neither_store_nor_labels() {
+        let tls = [
+            "--agents-ca",
+            "/ca",
+            "--agents-certificate",
+            "/c",
+            "--agents-key",
+            "/k",
+        ];
+        let worker =
+            |managers: &str, more: &[&str]| parse(&[&["--managers", managers], &tls[..], more].concat());
+        let options = worker("10.0.0.1:9468,manager2:9468", &[]).unwrap();
+        assert!(options.is_worker() && options.managers.len() == 2);
+        assert!(options.agents_tls().is_some() && options.etcd_tls().is_none());
+        assert!(worker("10.0.0.1", &[]).is_err());
+        for more in [
+            ["--etcd", "http://x:1"],
+            ["--store", "/a"],
+            ["--node-label", "a=b"],
+            ["--node-name", "a"],
+            ["--workers-ca", "/ca"],
+            ["--secrets-key", "/key"],
+        ] {
+            assert!(worker("10.0.0.1:9468", &more).is_err(), "{more:?}");
+        }
+    }
+
+    #[test]
     fn invalid_values_and_combinations_are_refused() {
         for arguments in [
             &["--store", "/a", "--etcd", "http://x:1"][..],
@@ -323,6 +420,8 @@ mod tests {
             &["--heartbeat", "1ms"],
             &["--drain-time", "1h"],
             &["--node-role", "king"],
+            &["--managers", "10.0.0.1:9468"],
+            &["--agents-ca", "/ca"],
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }

@@ -11,14 +11,14 @@ use axum::{
 use mesh_orchestrator::objects::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
-use super::peers::{DRAIN_PATH, DrainAnswer, NoCertificates, READ_PATH, ReadAnswer, TlsPeers};
+use super::peers::{DRAIN_PATH, DrainAnswer, NotFromHere, READ_PATH, ReadAnswer, TlsPeers};
 use crate::{
     model::DrainRequest,
     source::{Relay, RelayedRequest, relay::Answer},
 };
 
-/// Carries a manager's requests to other nodes' agents, for ever; `None`: there are no certificates.
-pub(super) async fn carry(relay: &Relay, peers: Option<Arc<TlsPeers>>) {
+/// Carries a manager's requests to other nodes' agents, for ever, if this node may ask.
+pub(super) async fn carry(relay: &Relay, peers: Result<Arc<TlsPeers>, NotFromHere>) {
     let mut requests = relay.carry();
     while let Some((node, request)) = requests.recv().await {
         let peers = peers.clone();
@@ -27,17 +27,17 @@ pub(super) async fn carry(relay: &Relay, peers: Option<Arc<TlsPeers>>) {
         tokio::spawn(async move {
             // The operator may have given up.
             match (request, peers) {
-                (RelayedRequest::Drain { request, answer }, Some(peers)) => {
+                (RelayedRequest::Drain { request, answer }, Ok(peers)) => {
                     let _ = answer.send(peers.drain(&node, request).await);
                 }
-                (RelayedRequest::Read { path, answer }, Some(peers)) => {
+                (RelayedRequest::Read { path, answer }, Ok(peers)) => {
                     let _ = answer.send(peers.read(&node, &path).await);
                 }
-                (RelayedRequest::Drain { answer, .. }, None) => {
-                    let _ = answer.send(Err(NoCertificates.to_string()));
+                (RelayedRequest::Drain { answer, .. }, Err(why)) => {
+                    let _ = answer.send(Err(why.to_string()));
                 }
-                (RelayedRequest::Read { answer, .. }, None) => {
-                    let _ = answer.send(Err(NoCertificates.to_string()));
+                (RelayedRequest::Read { answer, .. }, Err(why)) => {
+                    let _ = answer.send(Err(why.to_string()));
                 }
             }
         });

@@ -26,15 +26,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    identity,
     listener::TlsListener,
-    open::Opened,
+    open::{Opened, Reach},
     options::MISSED_HEARTBEATS,
     program::Programs,
     relayed,
     source::{self, LabelErrors},
+    tls::Peer,
     tunnel_key,
     worker::{Worker, WorkerOptions},
+    workers,
 };
 
 use crate::{
@@ -87,12 +88,13 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         runtime,
         cluster,
         upkeep,
-        vault,
+        reach,
         node,
         engine_version,
         address,
         block,
         api,
+        workers,
         listeners,
         logs,
         peers,
@@ -124,7 +126,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
     let worker = Worker::new(WorkerOptions {
         runtime,
         cluster: cluster.clone(),
-        vault: Arc::clone(&vault),
+        secrets: reach.secrets(),
         node: id.clone(),
         block,
         found: mesh.found,
@@ -155,7 +157,8 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         }
     };
     let work = async {
-        let publish = publish(&cluster, &id, &mesh.state);
+        let sees_all = matches!(reach, Reach::Store(_));
+        let publish = publish(&cluster, &id, sees_all, &mesh.state);
         let announced = Announced {
             datapath: mesh.announcement,
             keys: mesh.keys,
@@ -163,17 +166,30 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
             engine: engine_answers,
         };
         let announce = announce(&cluster, &member, &id, announced, &mesh.acknowledged);
-        let key = tunnel_key::follow(&vault, cluster.clock(), is_manager, &mesh.state);
+        let key = tunnel_key::follow(&reach, cluster.clock(), is_manager, &mesh.state);
         let carry = relayed::carry(&mesh.relay, peers);
-        let keep = keep_block(&cluster, &id, block);
+        let keep = keep_block(&cluster, &reach, &id, block);
         let prove = prove(&programs, mesh.is_up, member.present(), proven);
         let serve = join_all(listeners.into_iter().map(|(listener, access)| {
-            let router = match access {
-                Access::Trusted => api.router(access).merge(relayed::routes(mesh.relayed.clone())),
-                Access::Tokens => api.router(access),
+            let router = match (access, &reach) {
+                (Access::Tokens, _) => api.router(access),
+                (Access::Trusted, Reach::Store(_)) => {
+                    let agents = api.router(access).merge(relayed::routes(mesh.relayed.clone()));
+                    workers::by_peer(agents, workers.as_ref().map(workers::routes))
+                }
+                // A manager asks for the logs of tasks, and what operators ask of this node.
+                (Access::Trusted, Reach::Managers(_)) => {
+                    let managers = api.log_routes().merge(relayed::routes(mesh.relayed.clone()));
+                    workers::by_peer(managers, None)
+                }
             };
             serve(listener, router)
         }));
+        let keep_workers = async {
+            if let Some(workers) = &workers {
+                workers.keep().await;
+            }
+        };
         // First of all: stopping the rest may take all the time that there is.
         let announce_leaving = async {
             stop.cancelled().await;
@@ -184,7 +200,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
             leadership,
             worker.run(stop.clone()),
             stop.run_until_cancelled(async {
-                tokio::join!(publish, announce, key, carry, keep, prove, serve)
+                tokio::join!(publish, announce, key, carry, keep, prove, serve, keep_workers)
             }),
         );
         // The next agent repeats any report that the store does not accept now.
@@ -231,11 +247,12 @@ async fn prove(
 /// Serves a port forever.
 async fn serve(listener: TlsListener, router: Router) {
     // Without a shutdown signal it never returns.
-    let _ = axum::serve(listener, router).await;
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let _ = axum::serve(listener, service).await;
 }
 
 /// Publishes the snapshot whenever the objects change.
-async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceState>) {
+async fn publish(cluster: &Cluster, own: &NodeId, sees_all: bool, state: &watch::Sender<SourceState>) {
     let mut changes = cluster.changes();
     let available = cluster.available();
     let mut logged = LabelErrors::new();
@@ -246,7 +263,11 @@ async fn publish(cluster: &Cluster, own: &NodeId, state: &watch::Sender<SourceSt
         changes.mark_unchanged();
         let registrations = cluster.registrations();
         let (mut snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
-        let replicas = Arc::new(cluster.read(source::replicas));
+        // A worker does not know the tasks of all nodes.
+        let replicas = match sees_all {
+            true => Arc::new(cluster.read(source::replicas)),
+            false => Arc::default(),
+        };
         mark_own_node(&mut snapshot, own.as_str());
         for error in errors.difference(&logged) {
             warn!("{error}");
@@ -376,12 +397,12 @@ async fn announce(
 
 /// Watches this node's claim to its block of addresses: after an older backup is restored, another node may
 /// get it.
-async fn keep_block(cluster: &Cluster, node: &NodeId, own: super::worker::AddressBlock) {
+async fn keep_block(cluster: &Cluster, reach: &Reach, node: &NodeId, own: super::worker::AddressBlock) {
     let mut tick = interval(KEEP_BLOCK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        match identity::claim_block(cluster.store().as_ref(), node).await {
+        match reach.block(cluster, node).await {
             Ok(block) if block == own => {}
             Ok(_) => error!("another node has this node's block of addresses: restart this agent"),
             // An unavailable store is already logged elsewhere.

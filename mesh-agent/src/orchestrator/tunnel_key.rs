@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use mesh_orchestrator::{
-    cluster::Clock,
-    secrets::{Vault, VaultError},
-};
+use mesh_orchestrator::{cluster::Clock, secrets::VaultError};
 use mesh_support::error_chain;
 use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
-use super::source::CLUSTER_ID;
+use super::{open::Reach, source::CLUSTER_ID};
 use crate::{model::TunnelKey, source::SourceState};
 
 /// Between two looks for another secret; as often as a Swarm's managers look for another token.
@@ -18,14 +15,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Keeps the key in the source's state, for ever. A manager makes the secret if there is none.
 pub(super) async fn follow(
-    vault: &Vault,
+    reach: &Reach,
     clock: &dyn Clock,
     is_manager: bool,
     state: &watch::Sender<SourceState>,
 ) {
     let mut warned = false;
     loop {
-        match key(vault, clock, is_manager).await {
+        match key(reach, clock, is_manager).await {
             Ok(key) => {
                 state.send_if_modified(|state| state.take_key(key));
                 warned = false;
@@ -43,10 +40,10 @@ pub(super) async fn follow(
     }
 }
 
-async fn key(vault: &Vault, clock: &dyn Clock, is_manager: bool) -> Result<Option<TunnelKey>, VaultError> {
-    let secret = match is_manager {
-        true => vault.ensure_tunnel_secret(clock.now()).await?,
-        false => vault.tunnel_secret().await?,
+async fn key(reach: &Reach, clock: &dyn Clock, is_manager: bool) -> Result<Option<TunnelKey>, VaultError> {
+    let secret = match reach {
+        Reach::Store(vault) if is_manager => vault.ensure_tunnel_secret(clock.now()).await?,
+        reach => reach.secrets().tunnel_secret().await?,
     };
     Ok(secret.map(|secret| TunnelKey::derive(secret.expose(), CLUSTER_ID)))
 }

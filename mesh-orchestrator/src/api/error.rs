@@ -188,6 +188,8 @@ impl From<CommandError> for ApiError {
                 Self::bad_request(message).about("mode", to).allowing(from)
             }
             CommandError::NotReplicated(_) => Self::bad_request(message),
+            CommandError::NodeName(name) => Self::bad_request(message).about("name", name),
+            CommandError::NodeExists(name) => Self::conflict(message).about("name", name),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Nodes: list, inspect, modify, remove, and the key of the packets between them.
 
-use axum::response::Response;
+use axum::{http::StatusCode, response::Response};
 
 use super::{
     Api,
     call::Call,
     error::ApiError,
     reference,
-    respond::{no_content, ok},
-    types::{NodePatch, NodeView},
+    respond::{json, no_content, ok},
+    types::{NodePatch, NodeView, WorkerAdmission},
     views,
 };
 use crate::{commands, objects::NodeId, spec::SpecError};
@@ -38,6 +38,23 @@ pub(super) async fn list(call: Call) -> Result<Response, ApiError> {
 pub(super) async fn inspect(call: Call) -> Result<Response, ApiError> {
     let id = find(&call)?;
     ok(&view(&call.api, &id)?)
+}
+
+pub(super) async fn admit(call: Call) -> Result<Response, ApiError> {
+    let WorkerAdmission { name, labels } = call.json()?;
+    for (label, value) in &labels {
+        check_label(label, Some(value))?;
+    }
+    call.api
+        .cluster()
+        .change(call.author("admit"), |state, now| {
+            commands::admit_worker(state, &name, &labels, now)
+        })
+        .await?;
+    json(
+        StatusCode::CREATED,
+        &view(&call.api, &commands::worker_id(&name))?,
+    )
 }
 
 pub(super) async fn modify(call: Call) -> Result<Response, ApiError> {

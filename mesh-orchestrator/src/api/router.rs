@@ -1,13 +1,13 @@
 //! The router, generated from the table of operations.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Router,
     extract::{Request, path::RawPathParams, rejection::RawPathParamsRejection},
     http::{Method, StatusCode},
     response::{IntoResponse, Response},
-    routing::{MethodFilter, on},
+    routing::{MethodFilter, any, on},
 };
 use tokio::time::timeout;
 
@@ -26,9 +26,36 @@ impl Api {
         self.routes(access).fallback(unknown_path)
     }
 
+    /// Only the logs of tasks, for the managers of a node that is a worker.
+    pub fn log_routes(&self) -> Router {
+        self.some_routes(Access::Trusted, |operation| operation.path.ends_with("/logs"))
+            .fallback(unknown_path)
+    }
+
+    /// The paths of the API on a worker, which does not know the cluster: all answer where to ask instead.
+    pub fn elsewhere(managers: &str) -> Router {
+        let text = format!(
+            "this node is not a manager; workers can't be used to view or change the cluster's state: run the command \
+             on a manager ({managers})"
+        );
+        let paths: BTreeSet<_> = operations().into_iter().map(|operation| operation.path).collect();
+        paths.into_iter().fold(Router::new(), |router, path| {
+            let text = text.clone();
+            router.route(
+                path,
+                any(move || async { ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text) }),
+            )
+        })
+    }
+
     /// Only the paths of the API, to be merged into another router.
     pub fn routes(&self, access: Access) -> Router {
-        let router = operations().into_iter().fold(Router::new(), |router, operation| {
+        self.some_routes(access, |_| true)
+    }
+
+    fn some_routes(&self, access: Access, which: impl Fn(&Operation) -> bool) -> Router {
+        let wanted = operations().into_iter().filter(which);
+        let router = wanted.fold(Router::new(), |router, operation| {
             let (api, operation) = (self.clone(), Arc::new(operation));
             let path = operation.path;
             let filter = filter(&operation.method);

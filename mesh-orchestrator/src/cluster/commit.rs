@@ -13,7 +13,7 @@ use super::{
     stored::{self, SERVICES},
 };
 use crate::store::{
-    Entry, Expected, Prefix, Revision, StoreError, Transaction,
+    Entry, Expected, Revision, StoreError, Transaction,
     membership::Leadership,
     revisions::{self, RevisionId},
 };
@@ -110,7 +110,7 @@ impl Cluster {
             None => Ok(Outcome::Forgotten),
             Some(Witness::Value(key, value)) => Ok(match (store.get(key).await?, value) {
                 (Some(entry), Some(value)) if entry.value == *value => Outcome::Committed(entry.modified),
-                (None, None) => Outcome::Committed(store.list(&Prefix::everything(), 1).await?.revision),
+                (None, None) => Outcome::Committed(store.newest().await?),
                 _ => Outcome::Never,
             }),
             Some(Witness::Revision(service, revision)) => {

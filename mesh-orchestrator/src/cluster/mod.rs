@@ -34,6 +34,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod workers;
 
 use std::{
     collections::BTreeMap,
@@ -55,7 +56,7 @@ use crate::{
     commands::CommandError,
     objects::{NodeId, ObjectChange, ServiceId, State, Timestamp},
     store::{
-        Expected, Key, Prefix, Revision, Store, StoreError, Transaction,
+        Expected, Key, Revision, Store, StoreError, Transaction,
         revisions::{Author, RevisionId},
     },
 };
@@ -69,6 +70,7 @@ pub use self::{
     member::Member,
     registration::Registration,
     upkeep::Upkeep,
+    workers::{WorkerError, WorkerFeed},
 };
 
 /// How many events a listener may be behind before it misses some.
@@ -261,7 +263,7 @@ impl Cluster {
                 // Nothing will be committed, so no condition shows that the mirror is behind the store.
                 answer => {
                     if !is_fresh && seen < self.newest().await? {
-                        self.freshen().await?;
+                        self.freshen(stored::guard()?).await?;
                         is_fresh = true;
                         continue;
                     }
@@ -301,17 +303,17 @@ impl Cluster {
 
     /// The store's revision now; other programs may have made it.
     async fn newest(&self) -> Result<Revision, StoreError> {
-        let listing = self.store().list(&Prefix::everything(), 1).await;
-        self.note(listing.as_ref().err());
-        Ok(listing?.revision)
+        let newest = self.store().newest().await;
+        self.note(newest.as_ref().err());
+        newest
     }
 
     /// Waits until the mirror has everything that was committed before: a transaction that changes no object
     /// is the last that it has to see.
-    async fn freshen(&self) -> Result<(), ChangeError> {
+    async fn freshen(&self, key: Key) -> Result<(), ChangeError> {
         let last = Transaction::new()
             .expect(stored::restore()?, Expected::Absent)
-            .put(stored::guard()?, "read");
+            .put(key, "read");
         let committed = self.store().commit(last).await;
         self.note(committed.as_ref().err());
         let revision = match committed {

@@ -8,6 +8,7 @@
 //! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
 //! | `/ephemeral/nodes/<id>` | a node's registration |
 //! | `/ephemeral/elections/control/leader` | the leader |
+//! | `/guards/workers` | written by a manager before it shows a worker its mirror, which is then up to date |
 //! | `/restore/unfinished` | present while a backup is being restored |
 
 use std::sync::Arc;
@@ -58,6 +59,24 @@ pub(super) enum Stored {
     Guard,
     Restore,
     Other,
+}
+
+impl Name {
+    /// Its key; `None` if it is not mirrored.
+    pub(super) fn key(&self) -> Option<Key> {
+        match self {
+            Self::Service(id) => service(id),
+            Self::Task(id) => task(id),
+            Self::Node(id) => node(id),
+            Self::Ports => ports(),
+            Self::Guard => guard(),
+            Self::Registration(id) => registration(id),
+            Self::Leader => membership::election_key(ELECTION),
+            Self::Restore => restore(),
+            Self::Other => return None,
+        }
+        .ok()
+    }
 }
 
 pub(super) fn name(key: &Key) -> Name {
@@ -161,6 +180,11 @@ pub(super) fn guard() -> Result<Key, InvalidKey> {
     Key::new(["guards", SERVICES])
 }
 
+/// Written by a manager that has to know that its mirror is up to date.
+pub(super) fn fresh() -> Result<Key, InvalidKey> {
+    Key::new(["guards", "workers"])
+}
+
 pub(super) fn restore() -> Result<Key, InvalidKey> {
     Key::new(["restore", "unfinished"])
 }
@@ -188,7 +212,9 @@ mod tests {
             (Key::new(["secrets", "s"]), Name::Other),
         ];
         for (key, expected) in keys {
-            assert_eq!(name(&key.unwrap()), expected);
+            let key = key.unwrap();
+            assert_eq!(name(&key), expected);
+            assert_eq!(expected.key(), Some(key).filter(|_| expected != Name::Other));
         }
     }
 }

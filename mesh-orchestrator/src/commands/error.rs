@@ -46,6 +46,12 @@ pub enum CommandError {
     /// The service has no number of replicas.
     #[error("service {0} is not replicated: only replicated services can be scaled or rebalanced")]
     NotReplicated(String),
+    /// No node can have the name.
+    #[error("{0:?} is not a node's name: that has 1 to 63 letters, digits, '-', '_' and '.'")]
+    NodeName(String),
+    /// A node has the name already.
+    #[error("there is a node {0} already: remove that first, or use another name")]
+    NodeExists(String),
     /// The node is still ready.
     #[error("node {0} is not down: drain it and stop its agent first")]
     NodeNotDown(NodeId),

@@ -7,7 +7,9 @@ mod node;
 mod service;
 
 pub use error::CommandError;
-pub use node::{describe_node, modify_node, put_node, remove_node, set_node_status};
+pub use node::{
+    admit_worker, describe_node, is_worker, modify_node, put_node, remove_node, set_node_status, worker_id,
+};
 pub use service::{
     create_service, rebalance_service, remove_service, roll_back_to, rollback_service, scale_service,
     update_service,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CommandError, service::set_rebalance};
 use crate::{
-    objects::{Availability, Node, NodeId, NodeStatus, ObjectChange, State, Timestamp},
+    objects::{Availability, Node, NodeId, NodeRole, NodeStatus, ObjectChange, State, Timestamp},
     spec::ServiceMode,
 };
 
@@ -56,6 +56,52 @@ pub fn describe_node(state: &State, description: &Node, now: Timestamp) -> Vec<O
     put_node(state, node, now)
 }
 
+/// The identifier of the worker without access to the store whose certificate has a name.
+#[must_use]
+pub fn worker_id(name: &str) -> NodeId {
+    NodeId::derive(0, &["worker", name])
+}
+
+/// Whether a node is a worker without access to the store, which an operator has admitted.
+#[must_use]
+pub fn is_worker(node: &Node) -> bool {
+    node.role == NodeRole::Worker && node.id == worker_id(&node.hostname)
+}
+
+/// Admits a worker without access to the store, by the name in its certificate.
+///
+/// # Errors
+/// If the name cannot be a node's, or another node has it.
+pub fn admit_worker(
+    state: &State,
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    now: Timestamp,
+) -> Result<Vec<ObjectChange>, CommandError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !(1..=63).contains(&name.len()) || !name.bytes().all(allowed) {
+        return Err(CommandError::NodeName(name.to_owned()));
+    }
+    if state.nodes().values().any(|node| node.hostname == name) {
+        return Err(CommandError::NodeExists(name.to_owned()));
+    }
+    let node = Node {
+        id: worker_id(name),
+        hostname: name.to_owned(),
+        address: String::new(),
+        role: NodeRole::Worker,
+        labels: labels.clone(),
+        engine_labels: BTreeMap::new(),
+        platform: Default::default(),
+        resources: Default::default(),
+        availability: Availability::Active,
+        status: NodeStatus::Unknown,
+        status_since: now,
+        returned_at: None,
+    };
+    Ok(put_node(state, node, now))
+}
+
 /// Sets a node's availability, if one is given, and the given labels; a label without a value is removed.
 ///
 /// # Errors
@@ -100,13 +146,16 @@ pub fn set_node_status(
 }
 
 /// Removes a node that is down. Its tasks may run while its status is unknown, so that it takes `force`
-/// to have them run elsewhere. A ready node would be back at once.
+/// to have them run elsewhere. A ready node would be back at once, but not a worker without access to the
+/// store: it is refused from then on.
 ///
 /// # Errors
 /// If there is no such node, or it is ready, or its status is unknown.
 pub fn remove_node(state: &State, id: &NodeId, force: bool) -> Result<Vec<ObjectChange>, CommandError> {
-    match known_node(state, id)?.status {
+    let node = known_node(state, id)?;
+    match node.status {
         NodeStatus::Down => {}
+        NodeStatus::Ready if force && is_worker(node) => {}
         NodeStatus::Unknown if force => {}
         NodeStatus::Unknown => return Err(CommandError::NodeUnknown(id.clone())),
         NodeStatus::Ready => return Err(CommandError::NodeNotDown(id.clone())),
@@ -137,5 +186,32 @@ mod tests {
         assert!(may(NodeStatus::Down, false) && may(NodeStatus::Down, true));
         assert!(!may(NodeStatus::Unknown, false) && may(NodeStatus::Unknown, true));
         assert!(!may(NodeStatus::Ready, false) && !may(NodeStatus::Ready, true));
+    }
+    #[test]
+    fn a_worker_is_admitted_by_its_name_and_removed_by_force_while_it_is_ready() {
+        let mut cluster = Cluster::of(1);
+        let mut admit = |name: &str| {
+            let changes = admit_worker(cluster.state(), name, &BTreeMap::new(), Timestamp(5))?;
+            cluster.make(changes);
+            Ok::<_, CommandError>(cluster.state().nodes()[&worker_id(name)].clone())
+        };
+        let node = admit("edge1").unwrap();
+        assert!(is_worker(&node) && node.status == NodeStatus::Unknown);
+        assert!(!is_worker(&Node {
+            role: NodeRole::Manager,
+            ..node.clone()
+        }));
+        assert!(!is_worker(&Node {
+            hostname: "edge2".into(),
+            ..node
+        }));
+        assert!(matches!(admit("edge1"), Err(CommandError::NodeExists(_))));
+        for name in ["", "a b", "a/b", &"x".repeat(64)] {
+            assert!(matches!(admit(name), Err(CommandError::NodeName(_))), "{name}");
+        }
+        let id = worker_id("edge1");
+        cluster.set_status(id.as_str(), NodeStatus::Ready);
+        assert!(remove_node(cluster.state(), &id, false).is_err());
+        assert!(remove_node(cluster.state(), &id, true).is_ok());
     }
 }

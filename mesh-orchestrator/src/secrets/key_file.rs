@@ -107,6 +107,15 @@ impl Drop for StoredKey {
 }
 
 impl KeyRing {
+    /// No key at all, and no file.
+    pub(super) fn none() -> Self {
+        Self {
+            path: PathBuf::new(),
+            keys: Vec::new(),
+            active: KeyId(String::new()),
+        }
+    }
+
     /// Creates a key file with one key, readable by its owner only.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 mod error;
 mod key_file;
 mod record;
+mod remote;
 mod sealed;
 mod tunnel;
 mod vault;
@@ -14,5 +15,7 @@ mod vault;
 pub use error::VaultError;
 pub use key_file::{KeyFileError, KeyRing};
 pub use record::{Kind, Record};
+pub use remote::Secrets;
 pub use sealed::{Plaintext, SealError, Sealed};
+pub use tunnel::TUNNEL;
 pub use vault::Vault;

@@ -15,7 +15,7 @@ use super::{
 use crate::objects::Timestamp;
 
 /// Its name in the vault.
-const NAME: &str = "tunnel";
+pub const TUNNEL: &str = "tunnel";
 /// As many as the output of the hash that keys are derived with.
 const BYTES: usize = 32;
 
@@ -25,7 +25,7 @@ impl Vault {
     /// # Errors
     /// As [`Vault::reveal`].
     pub async fn tunnel_secret(&self) -> Result<Option<Plaintext>, VaultError> {
-        match self.reveal(Kind::Agents, NAME).await {
+        match self.reveal(Kind::Agents, TUNNEL).await {
             Ok(secret) => Ok(Some(secret)),
             Err(VaultError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -41,7 +41,7 @@ impl Vault {
             return Ok(Some(secret));
         }
         match self
-            .create(Kind::Agents, NAME, BTreeMap::new(), &random()?, now)
+            .create(Kind::Agents, TUNNEL, BTreeMap::new(), &random()?, now)
             .await
         {
             // If another node was faster, its secret counts.
@@ -55,7 +55,7 @@ impl Vault {
     /// # Errors
     /// As [`Vault::replace`].
     pub async fn rotate_tunnel_secret(&self, now: Timestamp) -> Result<(), VaultError> {
-        self.replace(Kind::Agents, NAME, &random()?, now).await
+        self.replace(Kind::Agents, TUNNEL, &random()?, now).await
     }
 }
 

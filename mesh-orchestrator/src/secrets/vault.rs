@@ -61,6 +61,15 @@ impl Vault {
         })
     }
 
+    /// The vault of a node that has no key, which reveals nothing.
+    #[must_use]
+    pub fn without_keys(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            keys: RwLock::new(KeyRing::none()),
+        }
+    }
+
     /// Creates a value.
     ///
     /// # Errors

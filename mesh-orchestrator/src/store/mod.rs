@@ -1,5 +1,6 @@
-//! Storage of the orchestrator's objects: one trait, an embedded implementation for one node ([`redb`]) and
-//! one for several ([`etcd`]), and versioned objects on top ([`revisions`]).
+//! Storage of the orchestrator's objects: one trait, an embedded implementation for one node ([`redb`]), one
+//! for several ([`etcd`]), one for nodes that have no access to a store and ask managers ([`remote`]), and
+//! versioned objects on top ([`revisions`]).
 //!
 //! What every store guarantees, and the conformance suite checks:
 //! - A transaction is committed whole or not at all, and only if all its conditions hold. A committed
@@ -13,6 +14,7 @@
 pub mod etcd;
 pub mod membership;
 pub mod redb;
+pub mod remote;
 pub mod revisions;
 
 mod diff;
@@ -147,6 +149,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// As [`Self::list`].
     async fn snapshot(&self) -> Result<Listing, StoreError> {
         self.list(&Prefix::everything(), PAGE).await
+    }
+
+    /// The revision now; other programs may have made it.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    async fn newest(&self) -> Result<Revision, StoreError> {
+        Ok(self.list(&Prefix::everything(), 1).await?.revision)
     }
 
     /// Drops the history before a revision, if the store does not do so by itself. Watches cannot start there

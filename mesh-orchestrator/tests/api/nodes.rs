@@ -71,3 +71,35 @@ async fn a_node_that_is_down_can_be_removed() -> Result<()> {
     server.get("/v1/nodes/two").await?.expect(StatusCode::NOT_FOUND)?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_admitted_by_its_name_and_removed() -> Result<()> {
+    let server = Server::start().await?;
+    let admit = async |body: Value| {
+        server
+            .request(Method::POST, "/v1/nodes")?
+            .json(&body)
+            .send()
+            .await
+    };
+    let admitted = admit(json!({"name": "edge1", "labels": {"zone": "a"}})).await?;
+    let node = admitted.expect(StatusCode::CREATED)?.json;
+    assert_eq!(
+        (&node["hostname"], &node["role"]),
+        (&json!("edge1"), &json!("worker"))
+    );
+    assert_eq!(node["labels"], json!({"zone": "a"}));
+    let error = admit(json!({"name": "edge1"})).await?;
+    error.error(StatusCode::CONFLICT, "there is a node edge1 already")?;
+    let error = admit(json!({"name": "a b"})).await?;
+    error.error(StatusCode::BAD_REQUEST, "is not a node's name")?;
+    let cluster = &server.machine.handle.cluster;
+    assert!(cluster.worker("edge1").is_ok() && cluster.worker("one-host").is_err());
+    let removed = server
+        .request(Method::DELETE, "/v1/nodes/edge1?force=true")?
+        .send()
+        .await?;
+    removed.expect(StatusCode::NO_CONTENT)?;
+    assert!(cluster.worker("edge1").is_err());
+    Ok(())
+}

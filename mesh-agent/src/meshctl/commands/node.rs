@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser as _},
 };
 use mesh_orchestrator::{
-    api::types::{NodePatch, NodeView, OrchestratorView, TaskView},
+    api::types::{NodePatch, NodeView, OrchestratorView, TaskView, WorkerAdmission},
     objects::Availability,
 };
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::meshctl::{
     views::{filter::Filter, inspect, nodes},
 };
 
-/// Docker's commands for nodes, and one for the key of the packets between them.
+/// Docker's commands for nodes, and those for workers' admission and the key of the packets between nodes.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// List nodes
@@ -30,7 +30,11 @@ pub enum NodeCommand {
     Inspect(Inspect),
     /// Update a node
     Update(Update),
-    /// Remove one or more nodes that are down
+    /// Admit a worker that has no access to the store, by the name in its certificate
+    ///
+    /// Its agent runs with --managers. It is refused before, and again after `node rm`.
+    Admit(Admit),
+    /// Remove one or more nodes that are down, or workers that have no access to the store
     #[command(visible_alias = "remove")]
     Rm(Remove),
     /// Make another key for the packets between nodes; the one before stays valid until the next time
@@ -75,10 +79,21 @@ pub struct Update {
     node: String,
 }
 
+/// A worker to admit.
+#[derive(Debug, Args)]
+pub struct Admit {
+    /// Labels of the node, which it cannot set itself
+    #[arg(long = "label", value_name = "NAME[=VALUE]")]
+    labels: Vec<String>,
+    /// The common name in its certificate, which is the node's name
+    name: String,
+}
+
 /// Nodes to remove.
 #[derive(Debug, Args)]
 pub struct Remove {
-    /// Remove a node whose status is unknown, too: it is switched off for good
+    /// Remove a node whose status is unknown, too: it is switched off for good. Remove a worker that has no
+    /// access to the store although it is ready: it is refused from then on, and its tasks run elsewhere
     #[arg(long, short = 'f')]
     force: bool,
     /// Nodes, by host name or id
@@ -121,6 +136,15 @@ pub(super) async fn run(api: &Api, command: NodeCommand) -> Result<(), Failure> 
             let patch = patch(&update)?;
             let _: Value = api.patch(&["nodes", id.as_str()], &patch).await?;
             say(&update.node)
+        }
+        NodeCommand::Admit(admit) => {
+            let labels = fields::labels(&admit.labels).map_err(Failure::Usage)?;
+            let worker = WorkerAdmission {
+                name: admit.name.clone(),
+                labels: labels.into_iter().collect(),
+            };
+            let _: Value = api.post(&["nodes"], &worker).await?;
+            say(&admit.name)
         }
         NodeCommand::Rm(remove) => {
             let query: &[(&str, &str)] = if remove.force { &[("force", "true")] } else { &[] };

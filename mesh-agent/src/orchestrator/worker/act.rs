@@ -65,7 +65,7 @@ impl Worker {
             let (hostname, service_labels) = self.names_for(task);
             prepare::Order {
                 runtime: Arc::clone(&self.options.runtime),
-                vault: Arc::clone(&self.options.vault),
+                secrets: Arc::clone(&self.options.secrets),
                 files: self.files.clone(),
                 node: self.options.node.clone(),
                 hostname,

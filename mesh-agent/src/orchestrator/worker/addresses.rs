@@ -4,7 +4,7 @@
 //! reserved, so no client can have such an address. Their low 24 bits are unique, as the tunnel between IPVS
 //! nodes requires.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive};
 
 /// The network of all blocks: 240.0.0.0/8.
 const NETWORK: u32 = 240 << 24;
@@ -25,6 +25,19 @@ impl AddressBlock {
     #[must_use]
     pub(crate) fn new(number: u32) -> Option<Self> {
         (number < Self::COUNT).then_some(Self { number })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub(crate) fn number(self) -> u32 {
+        self.number
+    }
+
+    /// All its addresses.
+    #[must_use]
+    pub(crate) fn addresses(self) -> RangeInclusive<Ipv4Addr> {
+        let first = NETWORK | (self.number << BLOCK_BITS);
+        Ipv4Addr::from(first)..=Ipv4Addr::from(first + (1 << BLOCK_BITS) - 1)
     }
 
     /// The next free address after the last one assigned, so that none is reused soon. A block's first
@@ -71,5 +84,7 @@ mod tests {
         let address = last.free(&BTreeSet::new(), None).unwrap();
         assert_eq!(address, Ipv4Addr::new(240, 255, 252, 1));
         assert_eq!(AddressBlock::new(AddressBlock::COUNT), None);
+        assert!(last.addresses().contains(&address));
+        assert!(!AddressBlock::new(7).unwrap().addresses().contains(&address));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use mesh_orchestrator::{
     objects::{Task, TaskId},
-    secrets::{Kind, Vault, VaultError},
+    secrets::{Kind, Secrets, VaultError},
     spec::FileReference,
 };
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -62,7 +62,11 @@ impl TaskFiles {
     }
 
     /// Creates the files of a task.
-    pub(super) async fn create(&self, task: &Task, vault: &Vault) -> Result<Vec<MountedFile>, FilesError> {
+    pub(super) async fn create(
+        &self,
+        task: &Task,
+        values: &dyn Secrets,
+    ) -> Result<Vec<MountedFile>, FilesError> {
         let container = &task.spec.container_spec;
         let secrets = container.secrets.iter().map(|file| (Kind::Secret, file));
         let configs = container.configs.iter().map(|file| (Kind::Config, file));
@@ -72,7 +76,7 @@ impl TaskFiles {
                 self.create_folder(&task.id)?;
             }
             let name = &reference.source;
-            let value = vault
+            let value = values
                 .reveal(kind, name)
                 .await
                 .map_err(|source| FilesError::Vault {

@@ -32,7 +32,7 @@ use futures_util::StreamExt;
 use mesh_orchestrator::{
     cluster::Cluster,
     objects::{NodeId, TaskId},
-    secrets::Vault,
+    secrets::Secrets,
 };
 use mesh_support::error_chain;
 use tokio::{
@@ -70,7 +70,7 @@ const PROBE_RESULTS: usize = 64;
 pub(crate) struct WorkerOptions {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) cluster: Cluster,
-    pub(crate) vault: Arc<Vault>,
+    pub(crate) secrets: Arc<dyn Secrets>,
     pub(crate) node: NodeId,
     pub(crate) block: AddressBlock,
     /// The containers that the mesh found on this node.

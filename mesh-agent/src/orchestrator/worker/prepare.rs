@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use mesh_orchestrator::{
     objects::{NodeId, Task},
-    secrets::{Kind, Vault, VaultError},
+    secrets::{Kind, Secrets, VaultError},
 };
 use mesh_support::error_chain;
 use tracing::warn;
@@ -81,7 +81,7 @@ impl WorkError {
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) runtime: Arc<dyn Runtime>,
-    pub(super) vault: Arc<Vault>,
+    pub(super) secrets: Arc<dyn Secrets>,
     pub(super) files: TaskFiles,
     pub(super) node: NodeId,
     pub(super) hostname: String,
@@ -104,7 +104,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
     let warning = pull(&order).await?;
     let Order {
         runtime,
-        vault,
+        secrets,
         files,
         node,
         hostname,
@@ -112,7 +112,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
         task,
         address,
     } = order;
-    let files = files.create(&task, &vault).await?;
+    let files = files.create(&task, secrets.as_ref()).await?;
     let wanted = Wanted {
         node: &node,
         hostname: &hostname,
@@ -133,7 +133,7 @@ pub(super) async fn prepare(order: Order) -> Result<Preparation, WorkError> {
 pub(super) async fn pull(order: &Order) -> Result<Option<String>, WorkError> {
     let task = &order.task;
     let image = &task.spec.container_spec.image;
-    let credential = credential(&order.vault, image).await?;
+    let credential = credential(order.secrets.as_ref(), image).await?;
     match order.runtime.pull(image, credential.as_ref()).await? {
         Pulled::Fresh => Ok(None),
         Pulled::Local(reason) => {
@@ -165,7 +165,7 @@ pub(super) async fn act(
 
 /// The vault's credential for an image's registry, if there is one.
 pub(in crate::orchestrator) async fn credential(
-    vault: &Vault,
+    secrets: &dyn Secrets,
     image: &str,
 ) -> Result<Option<RegistryCredential>, WorkError> {
     let registry = ImageReference::parse(image).registry();
@@ -173,7 +173,7 @@ pub(in crate::orchestrator) async fn credential(
         registry: registry.to_owned(),
         source,
     };
-    match vault.reveal(Kind::RegistryCredential, registry).await {
+    match secrets.reveal(Kind::RegistryCredential, registry).await {
         Ok(plaintext) => match serde_json::from_slice(plaintext.expose()) {
             Ok(credential) => Ok(Some(credential)),
             Err(source) => Err(failed(VaultError::Damaged {

@@ -11,6 +11,7 @@ use axum::{
 use mesh_orchestrator::{
     cluster::SystemClock,
     objects::{ObjectChange, Task, TaskState},
+    secrets::Vault,
     spec::TaskSpec,
     store::redb::RedbStore,
 };
@@ -107,7 +108,7 @@ impl Node {
         let worker = Worker::new(WorkerOptions {
             runtime: Arc::new(DockerRuntime::new(Docker::new(&socket))),
             cluster: cluster.clone(),
-            vault: Arc::new(vault.unwrap()),
+            secrets: Arc::new(vault.unwrap()),
             node: NodeId::from("n1"),
             block: AddressBlock::new(1).unwrap(),
             found: found_receiver,

@@ -14,7 +14,7 @@ use crate::api::{
     types::{
         BackupDetail, BackupView, ConfigCreate, ConfigView, EventView, KeyRotation, KeyRotationRequest,
         NodePatch, NodeView, OrchestratorView, RegistryLogin, RegistryView, Resource, RestoreRequest,
-        SecretCreate, SecretView, TokenCreate, TokenCreated, TokenView,
+        SecretCreate, SecretView, TokenCreate, TokenCreated, TokenView, WorkerAdmission,
     },
 };
 
@@ -23,7 +23,7 @@ const BACKUP_PATIENCE: Duration = Duration::from_secs(300);
 
 const FORCE: &[Argument] = &[Argument::once(
     "force",
-    "Whether to remove a node whose status is unknown, too.",
+    "Whether to remove a node whose status is unknown, or a ready worker without access to the store, too.",
 )];
 
 const AFTER: &[Argument] = &[Argument::once(
@@ -43,6 +43,16 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
         )
         .reads(Nodes)
         .answers::<Vec<NodeView>>(StatusCode::OK),
+        Operation::new(
+            POST,
+            "/v1/nodes",
+            "admitWorker",
+            "Admits a worker that has no access to the store, by the name in its certificate.",
+            nodes::admit,
+        )
+        .writes(Nodes)
+        .takes::<WorkerAdmission>()
+        .answers::<NodeView>(StatusCode::CREATED),
         Operation::new(
             GET,
             "/v1/nodes/{node}",
@@ -66,7 +76,7 @@ pub(super) fn nodes_and_files() -> Vec<Operation> {
             DELETE,
             "/v1/nodes/{node}",
             "removeNode",
-            "Removes a node that is down.",
+            "Removes a node that is down; a worker without access to the store, which is refused from then on, also by force.",
             nodes::remove,
         )
         .arguments(FORCE)

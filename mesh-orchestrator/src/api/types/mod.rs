@@ -22,7 +22,7 @@ pub use files::{
 };
 pub use grant::{Grant, InvalidGrant};
 pub use logs::{LogLine, LogStream};
-pub use node::{NodePatch, NodeView};
+pub use node::{NodePatch, NodeView, WorkerAdmission};
 pub use operator::{
     BackupContent, BackupDetail, BackupView, KeyRotation, KeyRotationRequest, OrchestratorView,
     RestoreRequest, TokenCreate, TokenCreated, TokenView,

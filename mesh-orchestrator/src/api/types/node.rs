@@ -29,6 +29,17 @@ pub struct NodeView {
     pub node: Node,
 }
 
+/// A worker without access to the store, to be admitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerAdmission {
+    /// The name in its certificate (the subject's common name), which is the node's name.
+    pub name: String,
+    /// Its labels; it cannot set them itself.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Changes of a node; fields that are left out stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

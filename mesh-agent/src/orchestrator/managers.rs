@@ -1,0 +1,158 @@
+//! The managers of a worker, over mutual TLS: one is asked as long as it answers, and then another one.
+//! Imports `exchange` and `workers`' paths.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use mesh_orchestrator::store::{
+    Source,
+    remote::{
+        Frames, Managers, NotAsked,
+        wire::{Answer, Failure, Frame, Request},
+    },
+};
+use tokio::{io::AsyncReadExt, time::timeout};
+use tokio_util::codec::{FramedRead, LinesCodec};
+use tracing::info;
+
+use super::{
+    certificates::Followed,
+    exchange::{ExchangeError, exchange},
+    tls::Client,
+    workers::{ASK_PATH, OBJECTS_PATH},
+};
+
+/// Timeout of each step. The node must be registered with another manager before three heartbeats have
+/// passed.
+const LIMIT: Duration = Duration::from_secs(3);
+/// How long a manager may show nothing: it says each second that it is alive.
+const SILENCE: Duration = Duration::from_secs(4);
+/// The longest answer: a config has a megabyte at most.
+const MAX_ANSWER_BYTES: u64 = 8 << 20;
+/// The longest part of the objects.
+const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// The managers, and which of them is asked.
+#[derive(Debug)]
+pub(super) struct TlsManagers {
+    addresses: Vec<String>,
+    current: Arc<AtomicUsize>,
+    client: Followed<Client>,
+}
+
+impl TlsManagers {
+    /// Managers at `host:port`. Each worker begins with another one.
+    pub(super) fn new(addresses: Vec<String>, client: Followed<Client>) -> Self {
+        let first = fastrand::usize(..addresses.len().max(1));
+        Self::beginning_with(first, addresses, client)
+    }
+
+    pub(super) fn beginning_with(first: usize, addresses: Vec<String>, client: Followed<Client>) -> Self {
+        Self {
+            addresses,
+            current: Arc::new(AtomicUsize::new(first)),
+            client,
+        }
+    }
+
+    fn current(&self) -> (usize, &str) {
+        let number = self.current.load(Ordering::Relaxed);
+        let address = self.addresses.get(number % self.addresses.len().max(1));
+        (number, address.map_or("", String::as_str))
+    }
+
+    async fn ask_one(&self, address: &str, body: &[u8]) -> Result<Answer, ExchangeError> {
+        let client = self.client.current();
+        let reader = exchange(&client, address, None, ASK_PATH, Some(body), LIMIT).await?;
+        let mut answer = Vec::new();
+        let failed = |error| ExchangeError::Connection(address.to_owned(), error);
+        timeout(LIMIT, reader.take(MAX_ANSWER_BYTES).read_to_end(&mut answer))
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(failed)?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
+    }
+}
+
+/// Goes on to the next manager, unless that has happened already.
+fn avoid(current: &AtomicUsize, number: usize) {
+    let next = number.wrapping_add(1);
+    // Another request may have been faster.
+    let _ = current.compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+#[async_trait]
+impl Managers for TlsManagers {
+    fn describe(&self) -> String {
+        format!("the managers {}", self.addresses.join(", "))
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Answer, NotAsked> {
+        // Text and numbers only: this cannot fail.
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        let mut last = NotAsked {
+            source: "there is no manager to ask".into(),
+            may_be_done: false,
+        };
+        for _ in 0..self.addresses.len() {
+            let (number, address) = self.current();
+            let source: Source = match self.ask_one(address, &body).await {
+                Ok(Answer::Failed(Failure::Unavailable(text))) => format!("{address}: {text}").into(),
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_sent() && !request.is_repeatable() => {
+                    avoid(&self.current, number);
+                    return Err(NotAsked {
+                        source: error.into(),
+                        may_be_done: true,
+                    });
+                }
+                Err(error) => error.into(),
+            };
+            avoid(&self.current, number);
+            last.source = source;
+        }
+        Err(last)
+    }
+
+    async fn follow(&self) -> Result<Frames, Source> {
+        let (number, address) = self.current();
+        let (current, address) = (Arc::clone(&self.current), address.to_owned());
+        let client = self.client.current();
+        let reader = exchange(&client, &address, None, OBJECTS_PATH, None, LIMIT).await;
+        let reader = reader.inspect_err(|_| avoid(&self.current, number))?;
+        info!(manager = address, "follows a manager");
+        let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
+        let frames = stream::unfold(Some(lines), move |lines| {
+            let (current, address) = (Arc::clone(&current), address.clone());
+            async move {
+                let mut lines = lines?;
+                let frame: Result<Frame, Source> = match timeout(SILENCE, lines.next()).await {
+                    Ok(Some(Ok(line))) => serde_json::from_str(&line).map_err(Source::from),
+                    Ok(Some(Err(error))) => Err(error.into()),
+                    Ok(None) => Err(format!("{address} ended the connection").into()),
+                    Err(_) => Err(format!("{address} is silent").into()),
+                };
+                match frame {
+                    Ok(Frame::Failed(text)) => {
+                        avoid(&current, number);
+                        Some((Err(format!("{address}: {text}").into()), None))
+                    }
+                    Ok(frame) => Some((Ok(frame), Some(lines))),
+                    Err(error) => {
+                        avoid(&current, number);
+                        Some((Err(error), None))
+                    }
+                }
+            }
+        });
+        Ok(frames.boxed())
+    }
+}

@@ -1,0 +1,205 @@
+//! What one worker may read of the cluster, whole and then change by change. Imports `read`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::{
+    super::{
+        Cluster,
+        mirror::{Mirror, Update},
+        stored::Name,
+    },
+    WorkerError, admitted, read,
+};
+use crate::{
+    objects::{NodeId, ServiceId, TaskId},
+    store::{Entry, Event, Key, Revision, WatchBatch},
+};
+
+/// A worker's view of the objects. The first batch is all that there is.
+///
+/// It is worked out from the mirror, so that a worker costs the store nothing.
+#[derive(Debug)]
+pub struct WorkerFeed {
+    cluster: Cluster,
+    worker: NodeId,
+    updates: broadcast::Receiver<Arc<Update>>,
+    /// What was sent, by a hash of its value.
+    sent: BTreeMap<Key, u64>,
+    /// The services of the worker's tasks: of those it gets more.
+    own: BTreeMap<TaskId, ServiceId>,
+    /// The services whose tasks on other nodes it gets.
+    routed: BTreeSet<ServiceId>,
+    is_complete: bool,
+}
+
+impl WorkerFeed {
+    pub(super) fn new(cluster: &Cluster, worker: &NodeId) -> Self {
+        Self {
+            updates: cluster.inner.updates.subscribe(),
+            cluster: cluster.clone(),
+            worker: worker.clone(),
+            sent: BTreeMap::new(),
+            own: BTreeMap::new(),
+            routed: BTreeSet::new(),
+            is_complete: false,
+        }
+    }
+
+    /// The next changes; waits for some. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`WorkerError::Refused`] when the worker was removed.
+    pub async fn next(&mut self) -> Result<WatchBatch, WorkerError> {
+        loop {
+            let update = match self.is_complete {
+                false => None,
+                true => match self.updates.recv().await {
+                    Ok(update) if update.is_complete => None,
+                    Ok(update) => Some(update),
+                    Err(RecvError::Lagged(_)) => None,
+                    // The cluster is in use here, so the channel is open.
+                    Err(RecvError::Closed) => return Err(WorkerError::Ended),
+                },
+            };
+            let is_first = !self.is_complete;
+            let batch = self.advance(update.as_deref())?;
+            self.is_complete = true;
+            if is_first || !batch.events.is_empty() {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// Sends what an update has changed, or without one all that differs.
+    fn advance(&mut self, update: Option<&Update>) -> Result<WatchBatch, WorkerError> {
+        let cluster = self.cluster.clone();
+        let mirror = cluster.mirror();
+        admitted(mirror.state(), &self.worker)?;
+        let mut events = Vec::new();
+        match update {
+            Some(update) => {
+                for name in self.affected(&mirror, update) {
+                    self.compare(&mirror, &name, &mut events)?;
+                }
+            }
+            None => {
+                let mut gone: BTreeSet<Key> = self.sent.keys().cloned().collect();
+                self.own.clear();
+                self.routed.clear();
+                let names: Vec<Name> = read::names(&mirror).collect();
+                for name in names {
+                    self.note(&mirror, &name);
+                    if let Some(entry) = read::view(&mirror, &self.worker, &name)? {
+                        gone.remove(&entry.key);
+                        self.put(entry, &mut events);
+                    }
+                }
+                for key in gone {
+                    self.sent.remove(&key);
+                    events.push(Event::Delete(key));
+                }
+            }
+        }
+        Ok(WatchBatch {
+            revision: mirror.revision(),
+            events,
+        })
+    }
+
+    /// What an update has changed, and what the worker sees differently because of it.
+    fn affected(&mut self, mirror: &Mirror, update: &Update) -> BTreeSet<Name> {
+        let mut affected = update.touched.clone();
+        for name in &update.touched {
+            match name {
+                Name::Task(id) => {
+                    affected.extend(self.own.get(id).cloned().map(Name::Service));
+                    self.note(mirror, name);
+                    affected.extend(self.own.get(id).cloned().map(Name::Service));
+                }
+                Name::Service(id) => {
+                    let before = self.routed.contains(id);
+                    self.note(mirror, name);
+                    if before != self.routed.contains(id) {
+                        let index = mirror.state().tasks_of(id);
+                        let slots = index.into_iter().flat_map(|index| index.slots.values());
+                        affected.extend(slots.flatten().map(|(_, task)| Name::Task(task.clone())));
+                    }
+                }
+                Name::Node(_)
+                | Name::Ports
+                | Name::Guard
+                | Name::Registration(_)
+                | Name::Leader
+                | Name::Restore
+                | Name::Other => {}
+            }
+        }
+        affected
+    }
+
+    /// Remembers what decides how much the worker sees of other objects.
+    fn note(&mut self, mirror: &Mirror, name: &Name) {
+        match name {
+            Name::Task(id) => {
+                let task = mirror.state().tasks().get(id);
+                match task.filter(|task| task.node.as_ref() == Some(&self.worker)) {
+                    Some(task) => drop(self.own.insert(id.clone(), task.service.clone())),
+                    None => drop(self.own.remove(id)),
+                }
+            }
+            Name::Service(id) => match read::is_routed(mirror.state(), id) {
+                true => drop(self.routed.insert(id.clone())),
+                false => drop(self.routed.remove(id)),
+            },
+            _ => {}
+        }
+    }
+
+    fn compare(&mut self, mirror: &Mirror, name: &Name, events: &mut Vec<Event>) -> Result<(), WorkerError> {
+        match read::view(mirror, &self.worker, name)? {
+            Some(entry) => self.put(entry, events),
+            None => {
+                if let Some(key) = name.key()
+                    && self.sent.remove(&key).is_some()
+                {
+                    events.push(Event::Delete(key));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A changed object is sent even if the worker's part of it is the same, when it may write it: the next
+    /// write expects the new revision.
+    fn put(&mut self, entry: Entry, events: &mut Vec<Event>) {
+        let mut hasher = DefaultHasher::new();
+        entry.value.hash(&mut hasher);
+        if self.is_written(&entry.key) {
+            entry.modified.0.hash(&mut hasher);
+        }
+        let hash = hasher.finish();
+        if self.sent.insert(entry.key.clone(), hash) != Some(hash) {
+            events.push(Event::Put(entry));
+        }
+    }
+
+    fn is_written(&self, key: &Key) -> bool {
+        match super::super::stored::name(key) {
+            Name::Task(id) => self.own.contains_key(&id),
+            Name::Node(id) => id == self.worker,
+            _ => false,
+        }
+    }
+
+    /// The revision of the objects now.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.cluster.revision()
+    }
+}
