@@ -35,9 +35,12 @@ pub(super) fn snapshot(
     registrations: &BTreeMap<NodeId, Registration>,
 ) -> (Cluster, LabelErrors) {
     let mut label_errors = LabelErrors::new();
-    let nodes = state
+    // A worker that was admitted and has not joined yet has no address.
+    let joined = state
         .nodes()
         .values()
+        .filter(|node| !node.address.is_empty() || registrations.contains_key(&node.id));
+    let nodes = joined
         .map(|node| {
             let (weight, error) = labels::weight(&node.hostname, &node.labels);
             let invalid_label = error.as_ref().map(labels::LabelError::to_string);
@@ -374,6 +377,12 @@ mod tests {
         );
         assert_eq!((b.ready, b.datapath), (false, NodeDatapath::Unknown));
         assert!(!a.silent && !b.silent, "one is registered, the other down");
+        let mut admitted = node("c", NodeStatus::Unknown);
+        admitted.address.clear();
+        let mut with_c = state.clone();
+        apply(&mut with_c, vec![ObjectChange::PutNode(Box::new(admitted))]);
+        let (with_c, _) = snapshot(&with_c, &registrations);
+        assert!(!with_c.nodes.contains_key("c"), "it has no address yet");
         let (cluster, _) = snapshot(&state, &BTreeMap::new());
         assert!(cluster.nodes["a"].silent && !cluster.nodes["b"].silent);
         assert_eq!(b.address, Ipv4Addr::new(10, 1, 0, 1));

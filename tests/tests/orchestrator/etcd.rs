@@ -66,6 +66,11 @@ impl Etcd {
         ])
     }
 
+    /// The file with the authority that etcd trusts.
+    pub(crate) fn authority(&self) -> Result<String> {
+        self.file("ca.pem")
+    }
+
     /// Starts a member, with an empty disk or with its old data.
     pub(crate) fn start_member(&self, lab: &Lab, node: &str) -> Result<()> {
         let address = lab.address(node)?;

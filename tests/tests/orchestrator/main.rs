@@ -20,6 +20,7 @@ mod session;
 mod several;
 mod single;
 mod systemd;
+mod workers;
 
 /// One story: its name and what it does.
 pub(crate) type Story = (&'static str, fn() -> anyhow::Result<()>);
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each has a lab of its own, one after the other.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Story]); 10] = [
+    let groups: [(&str, &[Story]); 11] = [
         ("single", &single::STORIES),
         ("https", &https::STORIES),
         ("images", &images::STORIES),
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ("systemd", &systemd::STORIES),
         ("several", &several::STORIES),
         ("partition", &partition::STORIES),
+        ("workers", &workers::STORIES),
         // Needs a kernel with IPVS: run by `cargo xtask vm test`, with `--ignored`.
         ("ipvs", &ipvs::STORIES),
     ];
