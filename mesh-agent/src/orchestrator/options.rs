@@ -11,7 +11,9 @@ use clap::{Args, ValueEnum};
 use mesh_orchestrator::spec::duration;
 
 /// The shortest heartbeat: etcd's leases last whole seconds, at least two.
-const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
+pub(super) const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
+/// The longest heartbeat.
+pub(super) const MAX_HEARTBEAT: Duration = Duration::from_secs(300);
 /// Heartbeats that a node may miss before it is down.
 pub(super) const MISSED_HEARTBEATS: u32 = 3;
 /// Longer drains only delay updates.
@@ -297,7 +299,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 fn heartbeat(text: &str) -> Result<Duration, String> {
     duration::parse(text).and_then(|time| {
-        if (MIN_HEARTBEAT..=Duration::from_secs(300)).contains(&time) {
+        if (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(&time) {
             Ok(time)
         } else {
             Err("expected 500ms to 5m".to_owned())

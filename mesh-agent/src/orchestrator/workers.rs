@@ -42,7 +42,13 @@ use tokio::{
 use tower::ServiceExt as _;
 use tracing::{debug, info};
 
-use super::{identity, runtime::ImageReference, tls::Peer, worker::AddressBlock};
+use super::{
+    identity,
+    options::{MAX_HEARTBEAT, MIN_HEARTBEAT, MISSED_HEARTBEATS},
+    runtime::ImageReference,
+    tls::Peer,
+    worker::AddressBlock,
+};
 
 /// Where workers ask.
 pub(super) const ASK_PATH: &str = "/v1/worker/ask";
@@ -54,14 +60,16 @@ const TOGETHER: usize = 4;
 /// A worker's requests each second, on average, and how many at once after a pause.
 const EACH_SECOND: f64 = 20.0;
 const BURST: f64 = 200.0;
+/// A request counts once more for each of this many bytes.
+const UNIT_BYTES: f64 = 65_536.0;
+/// How many requests it counts for to be shown all objects.
+const LIST_COST: f64 = 20.0;
 /// The longest request: as JSON in JSON, a transaction may take twice its length.
 const MAX_REQUEST_BYTES: usize = 2 * MAX_TRANSACTION_BYTES + (64 << 10);
 /// How long a request may take, its body included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A worker's leases: one, and those of its agents before that have not ended yet.
 const LEASES: usize = 8;
-/// The longest heartbeat of a worker; its flag has the same limit.
-const MAX_INTERVAL: Duration = Duration::from_secs(300);
 /// How long a worker's block of addresses is remembered.
 const KEEP_BLOCK: Duration = Duration::from_secs(60);
 /// How many workers get all their objects at a time.
@@ -127,14 +135,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    /// Whether one more request is allowed now.
-    fn take(&self, now: Instant) -> bool {
+    /// Whether one more request is allowed now, which counts for `cost`.
+    fn take(&self, now: Instant, cost: f64) -> bool {
         let mut bucket = lock(&self.bucket);
         let (left, at) = *bucket;
         let left = (left + now.saturating_duration_since(at).as_secs_f64() * EACH_SECOND).min(BURST);
-        let is_allowed = left >= 1.0;
-        *bucket = (if is_allowed { left - 1.0 } else { left }, now);
+        let is_allowed = left >= cost;
+        *bucket = (if is_allowed { left - cost } else { left }, now);
         is_allowed
+    }
+
+    /// Counts a request's length, which is known only then: those that follow wait for it.
+    fn charge(&self, bytes: usize) {
+        // At most a few megabytes.
+        let bytes = f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
+        lock(&self.bucket).0 -= bytes / UNIT_BYTES;
     }
 
     fn lease(&self, id: i64) -> Option<Arc<Lease>> {
@@ -192,7 +207,7 @@ impl Workers {
         let Ok(_turn) = session.turns.try_acquire() else {
             return busy();
         };
-        if !session.take(Instant::now()) {
+        if !session.take(Instant::now(), 1.0) {
             return busy();
         }
         let answered = async {
@@ -200,6 +215,7 @@ impl Workers {
             let Ok(body) = body else {
                 return refused("the request is too large or incomplete");
             };
+            session.charge(body.len());
             match serde_json::from_slice(&body) {
                 Ok(request) => self.carry_out(&worker, &session, request).await,
                 Err(error) => refused(&format!("the request cannot be understood: {error}")),
@@ -271,10 +287,9 @@ impl Workers {
     }
 
     async fn grant(&self, session: &Session, interval: u64, missed: u32) -> Result<Answer, WorkerError> {
-        let interval = Duration::from_millis(interval).min(MAX_INTERVAL);
         let heartbeat = Heartbeat {
-            interval,
-            missed: missed.min(super::options::MISSED_HEARTBEATS),
+            interval: Duration::from_millis(interval).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT),
+            missed: missed.clamp(1, MISSED_HEARTBEATS),
         };
         if lock(&session.leases).len() >= LEASES {
             return Ok(busy());
@@ -329,7 +344,7 @@ impl Workers {
     async fn show(&self, name: &str, into: &mpsc::Sender<Frame>) -> Result<(), WorkerError> {
         let worker = self.inner.cluster.worker(name)?;
         let session = self.session(&worker);
-        if !session.take(Instant::now()) {
+        if !session.take(Instant::now(), LIST_COST) {
             return Err(WorkerError::Refused("too many requests".to_owned()));
         }
         session.stream.send_modify(|number| *number += 1);

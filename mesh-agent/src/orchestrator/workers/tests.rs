@@ -508,9 +508,14 @@ async fn a_removed_worker_is_refused_until_it_is_admitted_again() {
 async fn requests_and_leases_of_a_worker_are_bounded() {
     let session = Session::default();
     let now = Instant::now();
-    let taken = (0..10_000).filter(|_| session.take(now)).count();
+    let taken = (0..10_000).filter(|_| session.take(now, 1.0)).count();
     assert!((199..=201).contains(&taken), "{taken}");
-    assert!(session.take(now + Duration::from_secs(1)));
+    assert!(session.take(now + Duration::from_secs(1), 1.0));
+    session.charge(MAX_REQUEST_BYTES);
+    assert!(
+        !session.take(now + Duration::from_secs(2), 1.0),
+        "a long request counts for more"
+    );
     let turns: Vec<_> = std::iter::from_fn(|| session.turns.try_acquire().ok()).collect();
     assert_eq!(turns.len(), TOGETHER);
 

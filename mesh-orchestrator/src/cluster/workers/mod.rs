@@ -122,7 +122,7 @@ impl Cluster {
             for (key, _) in transaction.conditions() {
                 may_expect(state, worker, key)?;
             }
-            Ok::<_, WorkerError>(Facts::of(state, worker, addresses))
+            Ok::<_, WorkerError>(Facts::of(state, worker, addresses, self.clock().now()))
         })?;
         // The node may have been removed since the mirror was read.
         let own = stored::node(worker)?;

@@ -130,7 +130,12 @@ impl Scene {
 
     fn facts(&self) -> Facts {
         let own = [240, 0, 4, 1].into()..=[240, 0, 7, 255].into();
-        Facts::of(self.cluster.state(), &self.worker, Some(own))
+        Facts::of(
+            self.cluster.state(),
+            &self.worker,
+            Some(own),
+            Timestamp(3_000_000),
+        )
     }
 
     /// What is stored after the worker's write.
@@ -280,6 +285,15 @@ fn a_worker_reports_the_status_of_its_own_tasks_and_changes_nothing_else() {
     assert_eq!(
         (&written["status"]["state"], &written["desired"]),
         (&json!("failed"), &json!("running"))
+    );
+    let late = report(&|new| {
+        new["status"]["at"] = json!(9_000_000_000_u64);
+        new["finished_at"] = json!(9_000_000_000_u64);
+    });
+    let late = late.unwrap();
+    assert_eq!(
+        (&late["status"]["at"], &late["finished_at"]),
+        (&json!(3_000_000), &json!(3_000_000))
     );
     let refused: [&dyn Fn(&mut Value); 10] = [
         &|new| new["desired"] = json!("shutdown"),

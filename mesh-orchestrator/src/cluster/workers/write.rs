@@ -16,7 +16,7 @@ use super::super::{
     stored::{self, Name},
 };
 use crate::{
-    objects::{Node, NodeId, State, Task, TaskState, TaskStatus},
+    objects::{Node, NodeId, State, Task, TaskState, TaskStatus, Timestamp},
     store::{Key, later},
 };
 
@@ -36,14 +36,22 @@ pub(super) struct Facts {
     pub(super) addresses: Option<RangeInclusive<Ipv4Addr>>,
     /// The addresses of other nodes.
     pub(super) others: BTreeSet<Ipv4Addr>,
+    /// The manager's time: what a worker reports is not later.
+    pub(super) now: Timestamp,
 }
 
 impl Facts {
-    pub(super) fn of(state: &State, worker: &NodeId, addresses: Option<RangeInclusive<Ipv4Addr>>) -> Self {
+    pub(super) fn of(
+        state: &State,
+        worker: &NodeId,
+        addresses: Option<RangeInclusive<Ipv4Addr>>,
+        now: Timestamp,
+    ) -> Self {
         let nodes = state.nodes().values().filter(|node| node.id != *worker);
         Self {
             addresses,
             others: nodes.filter_map(|node| node.address.parse().ok()).collect(),
+            now,
         }
     }
 }
@@ -145,10 +153,20 @@ fn task(key: &Key, old: Task, new: Task, facts: &Facts) -> Result<Task, Refusal>
         finished_at: new.finished_at,
         ..old
     };
-    match allowed == new {
-        true => Ok(allowed),
-        false => Err(part(key, "only its status")),
+    if allowed != new {
+        return Err(part(key, "only its status"));
     }
+    // The loops wait for times, which a clock that is wrong must not make later.
+    let past = |time: Option<Timestamp>| time.map(|time| time.min(facts.now));
+    Ok(Task {
+        status: TaskStatus {
+            at: allowed.status.at.min(facts.now),
+            ..allowed.status
+        },
+        started_at: past(allowed.started_at),
+        finished_at: past(allowed.finished_at),
+        ..allowed
+    })
 }
 
 fn check_texts(key: &Key, status: &TaskStatus) -> Result<(), Refusal> {
