@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Failure, Summary,
-    link::World,
+    link::{LATEST, World},
     machine::Machine,
     requests::{self, Ledger, Request},
     weather::{Dice, Weather},
@@ -64,7 +64,7 @@ pub(super) async fn run(seed: u64, sabotage: bool) -> Result<Summary, Failure> {
 /// Ends leases, forever.
 async fn expire(world: Arc<World>) {
     loop {
-        sleep(Duration::from_millis(250)).await;
+        sleep(Duration::from_millis(500)).await;
         world.server().expire();
     }
 }
@@ -203,16 +203,18 @@ impl History {
                 machine.start();
             }
         }
-        // Users' requests come to an end, and what was still under way.
+        // Users' requests come to an end.
         let over = Instant::now() + Duration::from_secs(90);
-        while Instant::now() < over {
+        while !self.requests.is_empty() {
+            if Instant::now() > over {
+                return Err(format!("{} requests are not answered", self.requests.len()));
+            }
             sleep(Duration::from_secs(1)).await;
             self.check()?;
             self.requests.retain(|(_, made)| !made.is_finished());
         }
-        if !self.requests.is_empty() {
-            return Err(format!("{} requests are not answered", self.requests.len()));
-        }
+        // So do those that the store carries out late.
+        sleep(LATEST).await;
         let nodes: Vec<_> = self.machines.iter().map(|machine| machine.node.clone()).collect();
         for node in nodes {
             self.request(0, Request::SetAvailability(node, Availability::Active));

@@ -25,6 +25,8 @@ use super::{
 
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The latest that a commit is carried out.
+pub(crate) const LATEST: Duration = Duration::from_secs(8);
 /// The largest page of a list, so that lists have several.
 const MOST_IN_PAGE: usize = 20;
 
@@ -155,7 +157,7 @@ impl Link {
             return Err(unknown());
         }
         if dice.per_mille(weather.late) {
-            let (world, after) = (Arc::clone(&self.world), dice.up_to(8_000));
+            let (world, after) = (Arc::clone(&self.world), dice.up_to(LATEST.as_secs() * 1_000));
             tokio::spawn(async move {
                 sleep(after).await;
                 // The client learns nothing of it.

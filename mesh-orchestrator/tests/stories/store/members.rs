@@ -1,11 +1,15 @@
 //! Leases, registrations and elections, on every store.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use mesh_orchestrator::store::{
-    Prefix, Store, Transaction,
+    Entry, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction, Watch,
     membership::{Leader, Leadership, NodeSession, campaign, election_key, node_key},
 };
 use mesh_orchestrator_testing::{PATIENCE, QUICK, run};
@@ -19,6 +23,10 @@ pub(super) fn stories() -> Vec<Story> {
     vec![
         ("keys_put_under_a_lease_go_with_it", lease),
         ("a_node_is_registered_until_it_withdraws", registration),
+        (
+            "a_registration_that_is_stored_late_replaces_no_newer_one",
+            late_registration,
+        ),
         ("one_candidate_leads_until_it_resigns", election),
         ("a_former_leader_changes_nothing", fence),
     ]
@@ -61,6 +69,84 @@ fn lease(subject: &Subject) -> Result<()> {
             Ok(store.get(&"/ephemeral/a/3".parse()?).await?.is_none())
         })
         .await
+    })
+}
+
+/// A store that also keeps what was committed under leases, to send it once more.
+#[derive(Debug)]
+struct Recorded {
+    store: Arc<dyn Store>,
+    sent: Mutex<Vec<Transaction>>,
+}
+
+#[async_trait]
+impl Store for Recorded {
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &Prefix, page: usize) -> Result<Listing, StoreError> {
+        self.store.list(prefix, page).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.store.commit(transaction).await
+    }
+
+    async fn lease(&self, heartbeat: Heartbeat) -> Result<Lease, StoreError> {
+        self.store.lease(heartbeat).await
+    }
+
+    async fn commit_under(&self, lease: &Lease, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(transaction.clone());
+        self.store.commit_under(lease, transaction).await
+    }
+
+    async fn watch(&self, prefix: &Prefix, after: Revision) -> Result<Watch, StoreError> {
+        self.store.watch(prefix, after).await
+    }
+}
+
+fn late_registration(subject: &Subject) -> Result<()> {
+    run(async {
+        let Fresh { store, .. } = &subject.fresh().await?;
+        let recorded = Arc::new(Recorded {
+            store: Arc::clone(store),
+            sent: Mutex::default(),
+        });
+        let name = node_key("node1")?;
+        let node = NodeSession::start(recorded.clone(), name.clone(), b"old".to_vec(), QUICK);
+        let is = |value: &'static [u8]| {
+            let name = &name;
+            move || async move {
+                let entry = store.get(name).await?;
+                Ok(entry.is_some_and(|entry| entry.value == value))
+            }
+        };
+        wait_until("the node is registered", is(b"old")).await?;
+        node.set(b"new".to_vec());
+        wait_until("its registration has changed", is(b"new")).await?;
+        let sent = recorded
+            .sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for late in sent {
+            let committed = store.commit(late).await;
+            ensure!(
+                matches!(committed, Err(StoreError::Conflict { .. })),
+                "{committed:?}"
+            );
+        }
+        ensure!(is(b"new")().await?, "an old value is back");
+        Ok(())
     })
 }
 
