@@ -541,6 +541,13 @@ fn an_ipv6_fragment_that_is_longer_than_its_frame_is_not_sent_on() {
     );
     let (entry, _) = nodes_v6(1);
     through_v6(&entry, vec![sent[0].clone()], INTO_CONTAINER);
+    // It would end behind the longest packet, and look like a carrier.
+    let mut last = sent[1].clone();
+    last.bytes[IP + IPV6_LENGTH + 2..IP + IPV6_LENGTH + 4].copy_from_slice(&[0xff, 0xf9]);
+    assert_eq!(
+        to_ipv4::run(&mut last, &entry, Hook::TcUplink),
+        to_ipv4::Next::Pass
+    );
     let mut later = sent[1].clone();
     later.bytes.truncate(200);
     assert_eq!(

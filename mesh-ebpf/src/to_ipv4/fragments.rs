@@ -17,6 +17,9 @@ use crate::{
 /// "More fragments" in [`Ipv6Fragment::fragment`].
 const MORE: u16 = 1;
 
+/// Bytes of a packet behind its IP header at most.
+const LONGEST: u32 = u16::MAX as u32;
+
 const HEADER: usize = size_of::<Ipv6Fragment>();
 
 /// Translates a fragment if it is of a packet for a frontend.
@@ -36,10 +39,12 @@ pub(super) fn run<F: TranslateFrame + CopyFrame, T: MappedTables>(
         return Ok(Next::Pass);
     }
     let payload = u32::from(ip.payload_length.get()).wrapping_sub(HEADER as u32);
-    if payload > u32::from(u16::MAX) {
+    let field = header.fragment;
+    let start = u32::from(field.get() & !7);
+    // What would end behind the longest packet is the kernel's to discard.
+    if payload == 0 || payload > LONGEST || start + payload > LONGEST {
         return Ok(Next::Pass);
     }
-    let field = header.fragment;
     if field.get() >> 3 != 0 {
         let Some((client, _)) = mapped::known(tables, &ip.source) else {
             return Ok(Next::Pass);
