@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use rustls::AlertDescription;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -29,6 +30,11 @@ pub(super) enum ExchangeError {
     Handshake(String, #[source] io::Error),
     #[error("the agent at {0} has the certificate of another node than {1}")]
     Name(String, String),
+    #[error(
+        "{0} does not take this node's certificate: is it valid now, also for clients, and of an authority that the \
+         agent there knows (--agents-ca, or --workers-ca for workers)?"
+    )]
+    Certificate(String, #[source] io::Error),
     #[error("the connection to {0} failed")]
     Connection(String, #[source] io::Error),
     #[error("{0} answered '{1}'; is its agent of an earlier release?")]
@@ -40,6 +46,31 @@ impl ExchangeError {
     pub(super) fn is_sent(&self) -> bool {
         matches!(self, Self::Connection(..) | Self::Refused(..))
     }
+
+    /// A failure after the handshake: with TLS 1.3 the other side looks at this node's certificate only then.
+    fn after_handshake(address: &str, error: io::Error) -> Self {
+        match is_certificate_refused(&error) {
+            true => Self::Certificate(address.to_owned(), error),
+            false => Self::Connection(address.to_owned(), error),
+        }
+    }
+}
+
+/// Whether the other side ended the connection because of this side's certificate, and so read nothing.
+fn is_certificate_refused(error: &io::Error) -> bool {
+    let source = error.get_ref().and_then(|source| source.downcast_ref());
+    matches!(
+        source,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::CertificateRequired
+                | AlertDescription::UnknownCA
+        ))
+    )
 }
 
 /// Sends a request to `host:port`, with a JSON body if it changes something. `limit` is the time of each
@@ -95,7 +126,7 @@ pub(super) async fn exchange(
     let (status, reader) = timeout(limit, exchange)
         .await
         .unwrap_or_else(|_| Err(timed_out()))
-        .map_err(|error| ExchangeError::Connection(address.to_owned(), error))?;
+        .map_err(|error| ExchangeError::after_handshake(address, error))?;
     if status.split(' ').nth(1) == Some("200") {
         Ok(reader)
     } else {

@@ -61,8 +61,19 @@ pub enum IdentityError {
         /// The file with the id.
         path: PathBuf,
     },
+    /// Another worker shows the same certificate, or one of the same name.
+    #[error(
+        "another node, at {address}, is the worker {name}: give each worker a certificate of its own \
+         (--agents-certificate), whose common name is its name; if the node has moved, stop the agent there"
+    )]
+    SameName {
+        /// The name in the certificate.
+        name: String,
+        /// The other node's address.
+        address: String,
+    },
     /// The store failed.
-    #[error("cannot claim a block of addresses in the store")]
+    #[error("cannot read or claim this node's id and addresses in the store")]
     Store(#[from] StoreError),
     /// The block's number is not a valid key.
     #[error("cannot claim a block of addresses in the store")]
@@ -73,6 +84,31 @@ pub enum IdentityError {
         AddressBlock::COUNT
     )]
     Full,
+}
+
+/// Where a node's id is from.
+#[derive(Clone, Debug)]
+pub(super) enum Kept {
+    /// A file in this folder.
+    File(PathBuf),
+    /// This name in a worker's certificate.
+    Certificate(String),
+}
+
+impl Kept {
+    fn taken(&self, id: &NodeId, address: String) -> IdentityError {
+        match self {
+            Self::File(folder) => IdentityError::Taken {
+                id: id.clone(),
+                address,
+                path: folder.join(IDENTITY_FILE),
+            },
+            Self::Certificate(name) => IdentityError::SameName {
+                name: name.clone(),
+                address,
+            },
+        }
+    }
 }
 
 /// The node's id; created at the first start.
@@ -121,7 +157,7 @@ pub(super) async fn ensure_unique(
     store: &dyn Store,
     node: &NodeId,
     address: Ipv4Addr,
-    folder: &Path,
+    kept: &Kept,
     patience: Duration,
 ) -> Result<(), IdentityError> {
     let key = node_key(node.as_str())?;
@@ -137,11 +173,7 @@ pub(super) async fn ensure_unique(
             return Ok(());
         };
         if Instant::now() >= end {
-            return Err(IdentityError::Taken {
-                id: node.clone(),
-                address: other.address,
-                path: folder.join(IDENTITY_FILE),
-            });
+            return Err(kept.taken(node, other.address));
         }
         if !std::mem::replace(&mut warned, true) {
             warn!(
@@ -227,18 +259,26 @@ mod tests {
         let value = serde_json::to_vec(&registration).unwrap();
         let other = NodeSession::start(Arc::clone(&store), key, value, heartbeat);
         other.present().wait_for(|present| *present).await.unwrap();
-        let ask = |address: [u8; 4], patience: u64| {
-            let (store, id, folder) = (Arc::clone(&store), id.clone(), folder.path().to_owned());
+        let ask_as = |kept: Kept, address: [u8; 4], patience: u64| {
+            let (store, id) = (Arc::clone(&store), id.clone());
             async move {
                 let patience = Duration::from_millis(patience);
-                ensure_unique(store.as_ref(), &id, address.into(), &folder, patience).await
+                ensure_unique(store.as_ref(), &id, address.into(), &kept, patience).await
             }
         };
+        let ask = |address, patience| ask_as(Kept::File(folder.path().to_owned()), address, patience);
         // The same node, after a restart.
         ask([10, 0, 0, 1], 0).await.unwrap();
         let error = ask([10, 0, 0, 2], 300).await.unwrap_err().to_string();
         assert!(
             error.contains("at 10.0.0.1") && error.contains("node-id"),
+            "{error}"
+        );
+        // A worker has no such file.
+        let worker = Kept::Certificate("edge1".to_owned());
+        let error = ask_as(worker, [10, 0, 0, 2], 300).await.unwrap_err().to_string();
+        assert!(
+            error.contains("at 10.0.0.1") && error.contains("--agents-certificate"),
             "{error}"
         );
         let (silent, ()) = tokio::join!(ask([10, 0, 0, 2], 60_000), other.withdraw());

@@ -24,7 +24,7 @@ use tracing::info;
 
 use super::{
     certificates::Followed,
-    exchange::{ExchangeError, exchange},
+    exchange::{Body, ExchangeError, exchange},
     tls::Client,
     workers::{ASK_PATH, OBJECTS_PATH},
 };
@@ -82,6 +82,19 @@ impl TlsManagers {
     }
 }
 
+/// What a manager shows next.
+async fn next_frame(lines: &mut FramedRead<Body, LinesCodec>, address: &str) -> Result<Frame, Source> {
+    let line = match timeout(SILENCE, lines.next()).await {
+        Ok(Some(line)) => line?,
+        Ok(None) => return Err(format!("{address} ended the connection").into()),
+        Err(_) => return Err(format!("{address} is silent").into()),
+    };
+    match serde_json::from_str(&line)? {
+        Frame::Failed(text) => Err(format!("{address}: {text}").into()),
+        frame => Ok(frame),
+    }
+}
+
 /// Goes on to the next manager, unless that has happened already.
 fn avoid(current: &AtomicUsize, number: usize) {
     let next = number.wrapping_add(1);
@@ -128,31 +141,23 @@ impl Managers for TlsManagers {
         let client = self.client.current();
         let reader = exchange(&client, &address, None, OBJECTS_PATH, None, LIMIT).await;
         let reader = reader.inspect_err(|_| avoid(&self.current, number))?;
+        let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
+        // A manager that refuses this node says so first.
+        let first = next_frame(&mut lines, &address).await;
+        let first = first.inspect_err(|_| avoid(&self.current, number))?;
         info!(manager = address, "follows a manager");
-        let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
-        let frames = stream::unfold(Some(lines), move |lines| {
+        let rest = stream::unfold(Some(lines), move |lines| {
             let (current, address) = (Arc::clone(&current), address.clone());
             async move {
                 let mut lines = lines?;
-                let frame: Result<Frame, Source> = match timeout(SILENCE, lines.next()).await {
-                    Ok(Some(Ok(line))) => serde_json::from_str(&line).map_err(Source::from),
-                    Ok(Some(Err(error))) => Err(error.into()),
-                    Ok(None) => Err(format!("{address} ended the connection").into()),
-                    Err(_) => Err(format!("{address} is silent").into()),
-                };
-                match frame {
-                    Ok(Frame::Failed(text)) => {
-                        avoid(&current, number);
-                        Some((Err(format!("{address}: {text}").into()), None))
-                    }
-                    Ok(frame) => Some((Ok(frame), Some(lines))),
-                    Err(error) => {
-                        avoid(&current, number);
-                        Some((Err(error), None))
-                    }
+                let frame = next_frame(&mut lines, &address).await;
+                if frame.is_err() {
+                    avoid(&current, number);
                 }
+                let lines = frame.is_ok().then_some(lines);
+                Some((frame, lines))
             }
         });
-        Ok(frames.boxed())
+        Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
     }
 }

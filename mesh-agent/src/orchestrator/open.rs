@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use super::{
     OrchestratorOptions, api,
     certificates::{Files, Followed, follow_files},
-    identity::{self, IdentityError},
+    identity::{self, IdentityError, Kept},
     listener::TlsListener,
     managers::TlsManagers,
     options::{MISSED_HEARTBEATS, Role},
@@ -204,8 +204,16 @@ pub async fn open(
         None => retry("the store", || open_store(options)).await?,
     };
     let patience = options.heartbeat * (MISSED_HEARTBEATS + 1);
-    retry("this node's id to be free", || async {
-        Ok(identity::ensure_unique(store.as_ref(), &id, address, &options.state_dir, patience).await?)
+    let waits_for = match remote {
+        Some(_) => "the managers",
+        None => "the store",
+    };
+    let kept_in = match &name {
+        Some(name) => Kept::Certificate(name.clone()),
+        None => Kept::File(options.state_dir.clone()),
+    };
+    retry(waits_for, || async {
+        Ok(identity::ensure_unique(store.as_ref(), &id, address, &kept_in, patience).await?)
     })
     .await?;
     let (cluster, upkeep) = retry("the cluster's objects", || async {
@@ -425,18 +433,26 @@ async fn retry<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, Orchestra
 where
     F: Future<Output = Result<T, OrchestratorError>>,
 {
-    let mut warned = false;
+    let mut logged = String::new();
     loop {
         match attempt().await {
             Err(error) if is_temporary(&error) => {
-                if !std::mem::replace(&mut warned, true) {
-                    warn!(error = error_chain(&error), "waiting for {what}");
+                if is_new(&mut logged, &error) {
+                    warn!(error = logged, "waiting for {what}");
                 }
                 sleep(RETRY).await;
             }
             result => return result,
         }
     }
+}
+
+/// Whether an error is another one than the last that was logged: it may need another remedy.
+fn is_new(logged: &mut String, error: &OrchestratorError) -> bool {
+    let text = error_chain(error);
+    let is_new = text != *logged;
+    *logged = text;
+    is_new
 }
 
 fn is_temporary(error: &OrchestratorError) -> bool {
@@ -488,5 +504,26 @@ fn describe_node(
         status: NodeStatus::Unknown,
         status_since: Timestamp::default(),
         returned_at: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_a_node_waits_each_new_reason_is_logged_once() {
+        let unavailable = |source: &str| {
+            OrchestratorError::Store(StoreError::Unavailable {
+                operation: "read",
+                store: "the managers".to_owned(),
+                advice: "",
+                source: source.into(),
+            })
+        };
+        let mut logged = String::new();
+        let reasons = ["refused", "refused", "not admitted", "not admitted", "refused"];
+        let new = reasons.map(|reason| is_new(&mut logged, &unavailable(reason)));
+        assert_eq!(new, [true, false, true, false, true]);
     }
 }

@@ -76,7 +76,7 @@ pub struct OrchestratorOptions {
         value_name = "HOST:PORT",
         value_delimiter = ',',
         value_parser = manager,
-        requires = "agents_ca",
+        requires_all = ["orchestrator", "agents_ca"],
         conflicts_with_all = ["etcd", "store", "api_listen", "workers_ca", "secrets_key", "node_name", "node_labels"]
     )]
     pub managers: Vec<String>,
@@ -106,7 +106,7 @@ pub struct OrchestratorOptions {
 
     /// PEM file with the authorities of workers' certificates, which must not be etcd's: this manager serves
     /// workers without access to the store.
-    #[arg(long, env = "MESH_WORKERS_CA", value_name = "PATH")]
+    #[arg(long, env = "MESH_WORKERS_CA", value_name = "PATH", requires = "orchestrator")]
     pub workers_ca: Option<PathBuf>,
 
     /// This node's name [default: the engine's host name].
@@ -393,12 +393,16 @@ mod tests {
             "--agents-key",
             "/k",
         ];
-        let worker =
-            |managers: &str, more: &[&str]| parse(&[&["--managers", managers], &tls[..], more].concat());
+        let worker = |managers: &str, more: &[&str]| {
+            parse(&[&["--orchestrator", "--managers", managers], &tls[..], more].concat())
+        };
         let options = worker("10.0.0.1:9468,manager2:9468", &[]).unwrap();
         assert!(options.is_worker() && options.managers.len() == 2);
         assert!(options.agents_tls().is_some() && options.etcd_tls().is_none());
         assert!(worker("10.0.0.1", &[]).is_err());
+        // Without it the agent would wait for a Swarm.
+        assert!(parse(&[&["--managers", "10.0.0.1:9468"], &tls[..]].concat()).is_err());
+        assert!(parse(&["--workers-ca", "/ca"]).is_err());
         for more in [
             ["--etcd", "http://x:1"],
             ["--store", "/a"],

@@ -54,6 +54,12 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the last reports may take when the agent stops.
 const LAST_REPORTS: Duration = Duration::from_secs(1);
 
+/// The trouble of a node whose store does not answer.
+const NO_STORE: &str = "the store does not answer: changes are delayed";
+/// The same for a node without access to it.
+const NO_MANAGER: &str = "no manager serves this node: changes are delayed; the agent's log says why, such as that no \
+                          manager is reached, or that this node was removed (node rm)";
+
 /// The orchestrator's ends of its channels to and from the mesh.
 #[derive(Debug)]
 pub struct Mesh {
@@ -287,7 +293,12 @@ async fn publish(cluster: &Cluster, own: &NodeId, sees_all: bool, state: &watch:
         let is_available = available.current();
         state.send_if_modified(|state| {
             state.replicas = replicas;
-            update(state, snapshot, is_available, &cluster.store().describe())
+            update(
+                state,
+                snapshot,
+                trouble(is_available, sees_all),
+                &cluster.store().describe(),
+            )
         });
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
@@ -311,11 +322,25 @@ fn silent_nodes(snapshot: &model::Cluster) -> BTreeSet<String> {
     silent.map(|node| node.hostname.clone()).collect()
 }
 
+/// Why changes are delayed, if they are.
+fn trouble(is_available: bool, sees_all: bool) -> Option<&'static str> {
+    match (is_available, sees_all) {
+        (true, _) => None,
+        (false, true) => Some(NO_STORE),
+        (false, false) => Some(NO_MANAGER),
+    }
+}
+
 /// Stores a new snapshot; true if receivers must be notified.
-fn update(state: &mut SourceState, snapshot: model::Cluster, is_available: bool, origin: &str) -> bool {
+fn update(
+    state: &mut SourceState,
+    snapshot: model::Cluster,
+    trouble: Option<&'static str>,
+    origin: &str,
+) -> bool {
     let mut snapshot = Arc::new(snapshot);
     keep_known(&mut snapshot, &state.cluster);
-    let trouble = (!is_available).then(|| "the store does not answer: changes are delayed".to_owned());
+    let (is_available, trouble) = (trouble.is_none(), trouble.map(str::to_owned));
     let is_first = state.confirmed.is_none();
     let is_new = is_first || snapshot != state.cluster;
     let notify = is_new || trouble != state.trouble;
@@ -421,13 +446,13 @@ mod tests {
     fn an_unchanged_snapshot_notifies_no_one() {
         let mut state = SourceState::default();
         let mut snapshot = model::Cluster::default();
-        assert!(update(&mut state, snapshot.clone(), true, "a store"));
+        assert!(update(&mut state, snapshot.clone(), None, "a store"));
         assert_eq!(state.revision, 1);
         state.confirmed = Some(UNIX_EPOCH);
-        assert!(!update(&mut state, snapshot.clone(), true, "a store"));
+        assert!(!update(&mut state, snapshot.clone(), None, "a store"));
         assert!(state.confirmed > Some(UNIX_EPOCH), "it is still confirmed");
         snapshot.cluster_id = "c".into();
-        assert!(update(&mut state, snapshot, true, "a store"));
+        assert!(update(&mut state, snapshot, None, "a store"));
         assert_eq!(state.revision, 2);
     }
 
@@ -449,12 +474,20 @@ mod tests {
     #[test]
     fn an_unavailable_store_is_reported_and_confirms_nothing() {
         let mut state = SourceState::default();
-        update(&mut state, model::Cluster::default(), true, "a store");
+        update(&mut state, model::Cluster::default(), None, "a store");
+        assert_eq!(trouble(true, false), None);
+        // A worker has no store: its operator must look at the managers.
+        assert!(trouble(false, false).is_some_and(|text| text.contains("manager")));
         state.confirmed = Some(UNIX_EPOCH);
-        assert!(update(&mut state, model::Cluster::default(), false, "a store"));
+        assert!(update(
+            &mut state,
+            model::Cluster::default(),
+            Some(NO_STORE),
+            "a store"
+        ));
         assert_eq!((state.confirmed, state.revision), (Some(UNIX_EPOCH), 1));
         assert!(state.trouble.is_some());
-        assert!(update(&mut state, model::Cluster::default(), true, "a store"));
+        assert!(update(&mut state, model::Cluster::default(), None, "a store"));
         assert!(state.trouble.is_none());
     }
 }

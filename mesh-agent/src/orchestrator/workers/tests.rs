@@ -21,8 +21,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{
-        certificates::Followed, exchange::exchange, listener::TlsListener, managers::TlsManagers,
-        testing::Certificates, tls::Client,
+        certificates::{Files, Followed},
+        exchange::exchange,
+        listener::TlsListener,
+        managers::TlsManagers,
+        testing::Certificates,
+        tls::{Client, Credentials},
     },
     *,
 };
@@ -284,6 +288,23 @@ async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
     let refused = stranger.list(&Prefix::everything(), 10).await.unwrap_err();
     assert!(
         error_chain(&refused).contains("meshctl node admit"),
+        "{}",
+        error_chain(&refused)
+    );
+    // It asks again and again, and must not log each time that it follows a manager.
+    let managers = TlsManagers::new(vec![manager.address.clone()], certificates.client(WORKER, true));
+    assert!(managers.follow().await.is_err());
+    // Of an authority that the manager does not know.
+    let unknown = Certificates::new();
+    let files = Files {
+        authority: certificates.files("manager1", false).authority,
+        ..unknown.files(WORKER, true)
+    };
+    let client = Followed::start(files, Credentials::client).unwrap();
+    let managers = TlsManagers::new(vec![manager.address.clone()], client);
+    let refused = managers.ask(&Request::Block).await.err().unwrap();
+    assert!(
+        error_chain(&refused).contains("does not take this node's certificate") && !refused.may_be_done,
         "{}",
         error_chain(&refused)
     );
