@@ -29,7 +29,8 @@ pub enum ClientError {
     #[error(
         "the mesh agent is not running (nothing answers on {socket}): start it with \
          `systemctl start mesh-agent`, `docker stack deploy -c deploy/stack.yml mesh` or \
-         `mesh-agent run`; if it runs with another --admin-socket, pass that as --socket"
+         `mesh-agent run`; if it was started, its log says what it waits for; if it runs with another \
+         --admin-socket, pass that as --socket"
     )]
     NotRunning {
         /// The socket.

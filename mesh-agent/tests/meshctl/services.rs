@@ -256,7 +256,8 @@ async fn without_an_agent_every_command_says_how_to_start_one() -> Result<()> {
         );
         ensure!(
             error.contains("the mesh agent is not running (nothing answers on /nonexistent/admin.sock)")
-                && error.contains("mesh-agent run"),
+                && error.contains("mesh-agent run")
+                && error.contains("its log says what it waits for"),
             "{line}: {error}"
         );
     }

@@ -183,6 +183,7 @@ impl From<CommandError> for ApiError {
             CommandError::OutOfDate { .. } => Self::new(StatusCode::PRECONDITION_FAILED, message),
             CommandError::NothingToRollBack(_)
             | CommandError::NodeNotDown(_)
+            | CommandError::WorkerNotDown(_)
             | CommandError::NodeUnknown(_) => Self::conflict(message),
             CommandError::ModeChange { from, to, .. } => {
                 Self::bad_request(message).about("mode", to).allowing(from)

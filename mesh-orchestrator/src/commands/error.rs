@@ -54,10 +54,13 @@ pub enum CommandError {
     NodeExists(String),
     /// The node is still ready.
     #[error("node {0} is not down: drain it and stop its agent first")]
-    NodeNotDown(NodeId),
+    NodeNotDown(String),
+    /// The same of a worker without access to the store.
+    #[error("worker {0} is not down: drain it and stop its agent first, or revoke it at once with --force")]
+    WorkerNotDown(String),
     /// Nothing is known of the node.
     #[error(
         "the status of node {0} is unknown, so that its tasks may run: wait until it is down, or use --force if it is switched off"
     )]
-    NodeUnknown(NodeId),
+    NodeUnknown(String),
 }

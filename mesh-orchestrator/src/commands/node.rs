@@ -157,8 +157,14 @@ pub fn remove_node(state: &State, id: &NodeId, force: bool) -> Result<Vec<Object
         NodeStatus::Down => {}
         NodeStatus::Ready if force && is_worker(node) => {}
         NodeStatus::Unknown if force => {}
-        NodeStatus::Unknown => return Err(CommandError::NodeUnknown(id.clone())),
-        NodeStatus::Ready => return Err(CommandError::NodeNotDown(id.clone())),
+        NodeStatus::Unknown => return Err(CommandError::NodeUnknown(node.hostname.clone())),
+        NodeStatus::Ready => {
+            let name = node.hostname.clone();
+            return Err(match is_worker(node) {
+                true => CommandError::WorkerNotDown(name),
+                false => CommandError::NodeNotDown(name),
+            });
+        }
     }
     Ok(vec![ObjectChange::RemoveNode(id.clone())])
 }
@@ -211,7 +217,11 @@ mod tests {
         }
         let id = worker_id("edge1");
         cluster.set_status(id.as_str(), NodeStatus::Ready);
-        assert!(remove_node(cluster.state(), &id, false).is_err());
+        let refused = remove_node(cluster.state(), &id, false).unwrap_err().to_string();
+        assert!(
+            refused.contains("worker edge1") && refused.contains("--force"),
+            "{refused}"
+        );
         assert!(remove_node(cluster.state(), &id, true).is_ok());
     }
 }
