@@ -3,11 +3,11 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use crate::{settled, users::Users};
+use crate::{rules, settled, users::Users};
 use mesh_orchestrator::{
     loops::{Round, scheduler},
     objects::{NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
-    spec::{Resources, UpdateOrder},
+    spec::UpdateOrder,
 };
 
 /// A violated invariant.
@@ -82,11 +82,11 @@ impl Watcher {
             _ => {}
         }
         match change {
-            ObjectChange::CreateTask(task) => self.check_slot(&task.service, &task.slot),
+            ObjectChange::CreateTask(task) => self.check_slot(task),
             ObjectChange::SetDesired { task, .. }
             | ObjectChange::Observe { task, .. }
             | ObjectChange::Assign { task, .. } => match self.state.tasks().get(task) {
-                Some(task) => self.check_slot(&task.service, &task.slot),
+                Some(task) => self.check_slot(task),
                 None => Ok(()),
             },
             _ => Ok(()),
@@ -107,24 +107,9 @@ impl Watcher {
             .map(|task| (task.desired, task.status.state))
     }
 
-    /// A slot never has two live tasks, except with start-first.
-    fn check_slot(&self, service: &ServiceId, slot: &Slot) -> Result<(), String> {
-        let is_alive = |task: &&Task| {
-            let starts = task.desired.is_wanted() && task.desired != TaskState::Ready;
-            let state = task.status.state;
-            let may_run = (TaskState::Starting..=TaskState::Running).contains(&state)
-                || (starts && (TaskState::Assigned..=TaskState::Ready).contains(&state));
-            may_run && !self.cut_off.contains(&task.id)
-        };
-        let alive: Vec<&Task> = self.state.slot(service, slot).filter(is_alive).collect();
-        let allowed = if self.start_first.contains(service) { 2 } else { 1 };
-        if alive.len() > allowed {
-            return Err(format!(
-                "{} tasks are alive in slot {slot} of {service}: {alive:#?}",
-                alive.len()
-            ));
-        }
-        Ok(())
+    fn check_slot(&self, task: &Task) -> Result<(), String> {
+        let slot = (&task.service, &task.slot);
+        rules::check_slot(&self.state, slot, &self.cut_off, &self.start_first)
     }
 
     /// Reservations never exceed a node, ports are used once, and so on.
@@ -145,21 +130,7 @@ impl Watcher {
             .filter(|task| task.node.as_ref() == Some(id))
             .collect();
         let holding = || tasks.iter().filter(|task| task.status.state.holds_resources());
-        let reserved = holding().fold(Resources::default(), |sum, task| {
-            sum.plus(task.spec.resources.reservations)
-        });
-        if !node.resources.holds(reserved) {
-            return Err(format!(
-                "{id} has {:?}, but {reserved:?} is reserved",
-                node.resources
-            ));
-        }
-        let mut ports = BTreeSet::new();
-        for port in holding().flat_map(|task| &task.host_ports) {
-            if !ports.insert((port.protocol, port.published_port)) {
-                return Err(format!("port {} is used twice on {id}", port.published_port));
-            }
-        }
+        rules::check_node(node, holding().copied())?;
         if let Some(task) = self.state.tasks().get(placed) {
             let limit = task.spec.placement.max_replicas_per_node as usize;
             let of_service = holding()

@@ -6,6 +6,7 @@ mod faults;
 mod history;
 mod invariants;
 mod random;
+mod rules;
 mod settled;
 mod users;
 

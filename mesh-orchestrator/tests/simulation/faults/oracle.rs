@@ -11,11 +11,13 @@ use mesh_orchestrator::{
     objects::{
         Node, NodeId, NodeStatus, ObjectChange, Service, ServiceId, Slot, State, Task, TaskId, TaskState,
     },
-    spec::{Resources, UpdateOrder},
+    spec::UpdateOrder,
     store::{Event, Key, WatchBatch, revisions::Revised},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+use crate::rules;
 
 /// A leader may still carry out what it decided before a user changed the policy.
 const OLD_POLICY: Duration = Duration::from_secs(60);
@@ -85,7 +87,12 @@ impl Oracle {
             }
         }
         for task in &tasks {
-            self.check_slot(&task.service, &task.slot)?;
+            rules::check_slot(
+                &self.state,
+                (&task.service, &task.slot),
+                &self.cut_off,
+                &self.start_first,
+            )?;
             if task.status.state == TaskState::Assigned {
                 self.check_node(task)?;
             }
@@ -184,29 +191,6 @@ impl Oracle {
         Ok(before.filter(|before| before.is_running() && task.desired == TaskState::Shutdown))
     }
 
-    /// A slot never has two live tasks, except with start-first.
-    fn check_slot(&self, service: &ServiceId, slot: &Slot) -> Result<(), String> {
-        let is_alive = |task: &&Task| {
-            let starts = task.desired.is_wanted() && task.desired != TaskState::Ready;
-            let state = task.status.state;
-            let may_run = (TaskState::Starting..=TaskState::Running).contains(&state)
-                || (starts && (TaskState::Assigned..=TaskState::Ready).contains(&state));
-            may_run && !self.cut_off.contains(&task.id)
-        };
-        let alive: Vec<&Task> = self.state.slot(service, slot).filter(is_alive).collect();
-        if alive.len() > self.allowed(service) {
-            return Err(format!(
-                "{} tasks are alive in slot {slot} of {service}: {alive:#?}",
-                alive.len()
-            ));
-        }
-        Ok(())
-    }
-
-    fn allowed(&self, service: &ServiceId) -> usize {
-        if self.start_first.contains(service) { 2 } else { 1 }
-    }
-
     /// Reservations never exceed a node, and its ports are used once.
     fn check_node(&self, placed: &Task) -> Result<(), String> {
         let Some(node) = placed.node.as_ref().and_then(|id| self.state.nodes().get(id)) else {
@@ -214,31 +198,11 @@ impl Oracle {
             return Ok(());
         };
         let index = self.state.tasks_on(&node.id);
-        let holding = || {
-            let tasks = index.into_iter().flat_map(|index| &index.tasks);
-            tasks
-                .filter_map(|id| self.state.tasks().get(id))
-                .filter(|task| task.status.state.holds_resources())
-        };
-        let reserved = holding().fold(Resources::default(), |sum, task| {
-            sum.plus(task.spec.resources.reservations)
-        });
-        if !node.resources.holds(reserved) {
-            return Err(format!(
-                "{} has {:?}, but {reserved:?} is reserved",
-                node.id, node.resources
-            ));
-        }
-        let mut ports = BTreeSet::new();
-        for port in holding().flat_map(|task| &task.host_ports) {
-            if !ports.insert((port.protocol, port.published_port)) {
-                return Err(format!(
-                    "port {} is used twice on {}",
-                    port.published_port, node.id
-                ));
-            }
-        }
-        Ok(())
+        let tasks = index.into_iter().flat_map(|index| &index.tasks);
+        let holding = tasks
+            .filter_map(|id| self.state.tasks().get(id))
+            .filter(|task| task.status.state.holds_resources());
+        rules::check_node(node, holding)
     }
 
     /// An update never takes more slots out of service than its policy allows.
@@ -294,7 +258,7 @@ impl Oracle {
     /// A container starts on a machine. The engine knows better than the store what runs.
     pub(crate) fn container_starts(&mut self, task: &Task) -> Result<(), String> {
         let slot = (task.service.clone(), task.slot.clone());
-        let allowed = self.allowed(&task.service);
+        let allowed = rules::allowed(&self.start_first, &task.service);
         let running = self.running.entry(slot).or_default();
         running.insert(task.id.clone());
         let others = running.iter().filter(|id| !self.cut_off.contains(*id));
