@@ -6,6 +6,7 @@ use mesh_support::watched::Watched as _;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{Key, Prefix};
@@ -43,6 +44,27 @@ pub struct Keeper {
     pub lost: watch::Sender<bool>,
     /// Ends when the lease is dropped: it is to be revoked then.
     pub given_up: oneshot::Receiver<()>,
+}
+
+/// How long revoking may take.
+const REVOKE: Duration = Duration::from_secs(2);
+
+impl Keeper {
+    /// Lets heartbeats go on until the lease is lost, or revokes it once it is given up.
+    pub(super) async fn keep(
+        mut self,
+        beats_until_lost: impl Future<Output = ()>,
+        revoke: impl Future<Output = ()>,
+    ) {
+        tokio::select! {
+            () = beats_until_lost => {}
+            _ = &mut self.given_up => {
+                // Otherwise it ends after its time to live.
+                let _ = timeout(REVOKE, revoke).await;
+            }
+        }
+        self.lost.send_replace(true);
+    }
 }
 
 impl Lease {

@@ -11,9 +11,6 @@ use crate::store::{Heartbeat, Lease, StoreError, lease::Keeper};
 /// The pause before another member is tried.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// How long revoking may take.
-const REVOKE: Duration = Duration::from_secs(2);
-
 /// Why heartbeats stopped.
 enum Stop {
     /// The member failed; try another one.
@@ -53,17 +50,13 @@ struct Holding {
 }
 
 impl Holding {
-    async fn keep(mut self, mut keeper: Keeper) {
-        tokio::select! {
-            () = self.beat_until_lost() => {}
-            _ = &mut keeper.given_up => {
-                let (_, client) = self.inner.connection.member();
-                let mut leases = client.lease_client();
-                // Otherwise the lease ends after its time to live.
-                let _ = timeout(REVOKE, leases.revoke(self.id)).await;
-            }
-        }
-        keeper.lost.send_replace(true);
+    async fn keep(mut self, keeper: Keeper) {
+        let (inner, id) = (Arc::clone(&self.inner), self.id);
+        let revoke = async move {
+            let (_, client) = inner.connection.member();
+            let _ = client.lease_client().revoke(id).await;
+        };
+        keeper.keep(self.beat_until_lost(), revoke).await;
     }
 
     async fn beat_until_lost(&mut self) {

@@ -24,8 +24,6 @@ use super::{
 
 /// The pause before a heartbeat is tried again.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long ending a lease may take.
-const REVOKE: Duration = Duration::from_secs(2);
 
 /// The objects that a manager shows, without an end.
 pub type Frames = BoxStream<'static, Result<Frame, Source>>;
@@ -337,16 +335,12 @@ struct Holding {
 }
 
 impl Holding {
-    async fn keep(mut self, mut keeper: Keeper) {
-        tokio::select! {
-            () = self.beat_until_lost() => {}
-            _ = &mut keeper.given_up => {
-                let request = Request::Revoke { lease: self.id };
-                // Otherwise it ends after its time to live.
-                let _ = timeout(REVOKE, self.managers.ask(&request)).await;
-            }
-        }
-        keeper.lost.send_replace(true);
+    async fn keep(mut self, keeper: Keeper) {
+        let (managers, id) = (Arc::clone(&self.managers), self.id);
+        let revoke = async move {
+            let _ = managers.ask(&Request::Revoke { lease: id }).await;
+        };
+        keeper.keep(self.beat_until_lost(), revoke).await;
     }
 
     async fn beat_until_lost(&mut self) {
