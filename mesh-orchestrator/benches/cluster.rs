@@ -91,7 +91,7 @@ impl Arguments {
 /// One figure.
 #[derive(Debug, Serialize)]
 struct Row {
-    name: &'static str,
+    name: String,
     nodes: usize,
     tasks: usize,
     value: f64,
@@ -114,7 +114,7 @@ struct Sent {
 #[expect(clippy::cast_precision_loss, reason = "the figures are far smaller")]
 fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let mut row = |name, value: f64, unit| {
+    let mut row = |name: String, value: f64, unit| {
         rows.push(Row {
             name,
             nodes: arguments.nodes,
@@ -140,75 +140,56 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
     let members = main.block_on(nodes(&managers, arguments.nodes))?;
     let leader = &managers[0].handle.cluster;
     let size = main.block_on(size(leader))?;
-    row("stored at the beginning", size, "bytes");
+    row("stored at the beginning".to_owned(), size, "bytes");
 
     let services = arguments.tasks.div_ceil(REPLICAS);
-    let (begin, processor) = (Instant::now(), processor("manager0")?);
-    main.block_on(async {
-        for number in 0..services {
-            create(leader, number).await?;
+    let mut phase = |name, reached, changed: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        let (begin, processor) = (Instant::now(), processor("manager0")?);
+        changed()?;
+        let (elapsed, busy) = (begin.elapsed(), self::processor("manager0")? - processor);
+        let size = main.block_on(self::size(leader))?;
+        let all = sent.all.swap(0, Ordering::Relaxed) as f64;
+        for (figure, value, unit) in [
+            (reached, elapsed.as_secs_f64(), "s"),
+            ("the leader's processor time", busy.as_secs_f64(), "s"),
+            ("stored at its end", size, "bytes"),
+            ("etcd's file", etcd.database_bytes()? as f64, "bytes"),
+            ("sent to a client that watches everything", all, "bytes"),
+            (
+                "changes of one node's own tasks",
+                sent.own(leader, arguments.nodes),
+                "bytes",
+            ),
+        ] {
+            row(format!("{name}: {figure}"), value, unit);
         }
-        until(leader, |state| running(state, None) == services * REPLICAS).await
-    })?;
-    row("start: all tasks run after", begin.elapsed().as_secs_f64(), "s");
-    row(
-        "start: the leader's processor time",
-        (self::processor("manager0")? - processor).as_secs_f64(),
-        "s",
-    );
-    let size = main.block_on(self::size(leader))?;
-    row("start: stored at its end", size, "bytes");
-    row("start: etcd's file", etcd.database_bytes()? as f64, "bytes");
-    row(
-        "start: sent to a client that watches everything",
-        sent.all.swap(0, Ordering::Relaxed) as f64,
-        "bytes",
-    );
-    row(
-        "start: changes of one node's own tasks",
-        sent.own(leader, arguments.nodes),
-        "bytes",
-    );
-
-    let (begin, processor) = (Instant::now(), self::processor("manager0")?);
-    main.block_on(async {
-        for number in 0..services {
-            update(leader, number).await?;
-        }
-        until(leader, |state| {
-            running(state, Some(2)) == services * REPLICAS && all_over(state)
+        Ok(())
+    };
+    phase("start", "all tasks run after", &mut || {
+        main.block_on(async {
+            for number in 0..services {
+                create(leader, number).await?;
+            }
+            until(leader, |state| running(state, None) == services * REPLICAS).await
         })
-        .await
     })?;
-    row(
-        "rollout: all tasks are new after",
-        begin.elapsed().as_secs_f64(),
-        "s",
-    );
-    row(
-        "rollout: the leader's processor time",
-        (self::processor("manager0")? - processor).as_secs_f64(),
-        "s",
-    );
-    let size = main.block_on(self::size(leader))?;
-    row("rollout: stored at its end", size, "bytes");
-    row("rollout: etcd's file", etcd.database_bytes()? as f64, "bytes");
-    row(
-        "rollout: sent to a client that watches everything",
-        sent.all.swap(0, Ordering::Relaxed) as f64,
-        "bytes",
-    );
-    row(
-        "rollout: changes of one node's own tasks",
-        sent.own(leader, arguments.nodes),
-        "bytes",
-    );
+    phase("rollout", "all tasks are new after", &mut || {
+        main.block_on(async {
+            for number in 0..services {
+                update(leader, number).await?;
+            }
+            until(leader, |state| {
+                running(state, Some(2)) == services * REPLICAS && all_over(state)
+            })
+            .await
+        })
+    })?;
 
     let (begin, processor) = (Instant::now(), self::processor("manager0")?);
     std::thread::sleep(Duration::from_secs(20));
     let idle = self::processor("manager0")? - processor;
     row(
-        "idle: the leader's processor time",
+        "idle: the leader's processor time".to_owned(),
         100.0 * idle.as_secs_f64() / begin.elapsed().as_secs_f64(),
         "% of one",
     );
@@ -219,7 +200,7 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
             .filter(|node| node.is_schedulable())
             .count()
     });
-    row("nodes ready at the end", ready as f64, "nodes");
+    row("nodes ready at the end".to_owned(), ready as f64, "nodes");
     drop(members);
     for manager in managers {
         manager.runtime.shutdown_background();
