@@ -301,8 +301,8 @@ impl Walk<'_> {
             let unchanged = map.get(&key, 0).is_ok_and(|now| now.flow == flow);
             if unchanged && map.remove(&key).is_ok() {
                 *removed += 1;
-                let ended = Ended::over(&key, &flow, is_current(self.generations, &flow));
-                ended.into_iter().for_each(|ended| self.ended.note(ended));
+                let is_current = is_current(self.generations, &flow);
+                self.ended.note(Ended::over(&key, &flow, is_current));
             }
         }
         for (table, key, flow) in self.denied.drain(..) {
@@ -312,8 +312,7 @@ impl Walk<'_> {
             };
             if map.remove(&key).is_ok() {
                 *removed += 1;
-                let ended = Ended::denied(&key, &flow);
-                ended.into_iter().for_each(|ended| self.ended.note(ended));
+                self.ended.note(Ended::denied(&key, &flow));
             }
         }
         (half_open, open)
@@ -371,7 +370,7 @@ fn make_room(
     for (_, _, key, ended) in &flows[..last] {
         if map.remove(key).is_ok() {
             removed += 1;
-            ended.iter().for_each(|ended| all_ended.note(*ended));
+            all_ended.note(*ended);
         }
     }
     // Their other entries are found without them by the next walk.

@@ -32,11 +32,12 @@ pub(in super::super) struct AllEnded {
 }
 
 impl AllEnded {
-    pub(super) fn note(&mut self, ended: Ended) {
-        if self.list.len() < KEPT {
-            self.list.push(ended);
-        } else {
-            self.skipped += 1;
+    /// Adds a flow, if its end is to be reported.
+    pub(super) fn note(&mut self, ended: Option<Ended>) {
+        match ended {
+            Some(ended) if self.list.len() < KEPT => self.list.push(ended),
+            Some(_) => self.skipped += 1,
+            None => {}
         }
     }
 }
@@ -148,12 +149,12 @@ mod tests {
     #[test]
     fn what_is_too_much_is_counted() {
         let mut all = AllEnded::default();
-        let ended = Ended {
+        let ended = Some(Ended {
             key: FlowKey::default(),
             backend: 1,
             generation: 2,
             reason: "idle",
-        };
+        });
         (0..KEPT + 3).for_each(|_| all.note(ended));
         assert_eq!((all.list.len(), all.skipped), (KEPT, 3));
     }
