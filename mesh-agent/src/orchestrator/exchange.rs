@@ -116,12 +116,20 @@ pub(super) async fn exchange(
             ),
         };
         let head = format!("{method} {path} HTTP/1.0\r\nhost: {address}\r\n{content}\r\n");
-        stream.write_all(head.as_bytes()).await?;
-        stream.write_all(body.unwrap_or_default()).await?;
-        stream.flush().await?;
+        let sent = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(body.unwrap_or_default()).await?;
+            stream.flush().await
+        }
+        .await;
         let mut reader = BufReader::new(stream);
-        let status = read_head(&mut reader).await?;
-        Ok::<_, io::Error>((status, reader))
+        let answered = read_head(&mut reader).await;
+        match (sent, answered) {
+            // A side that ends the connection before it has read everything says first why.
+            (_, Ok(status)) => Ok((status, reader)),
+            (Err(error), Err(answered)) if !is_certificate_refused(&answered) => Err(error),
+            (_, Err(error)) => Err(error),
+        }
     };
     let (status, reader) = timeout(limit, exchange)
         .await

@@ -280,6 +280,42 @@ async fn two_secrets(manager: &Manager) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_an_unknown_authority_is_named_however_late_the_refusal_is_noticed() {
+    let (folder, store, certificates) = ground();
+    let manager = Manager::start(store, &certificates, "manager1", &folder.path().join("key"), true).await;
+    let unknown = Certificates::new();
+    let files = Files {
+        authority: certificates.files("manager1", false).authority,
+        ..unknown.files(WORKER, true)
+    };
+    let client = Followed::start(files, Credentials::client).unwrap();
+    // So long a request cannot be sent before the manager has ended the connection.
+    let long = vec![b' '; 16 << 20];
+    let refused = exchange(
+        &client.current(),
+        &manager.address,
+        None,
+        ASK_PATH,
+        Some(&long),
+        LIMIT,
+    )
+    .await;
+    let refused = error_chain(&refused.err().unwrap());
+    assert!(
+        refused.contains("does not take this node's certificate"),
+        "{refused}"
+    );
+
+    let managers = TlsManagers::new(vec![manager.address.clone()], client);
+    let refused = managers.ask(&Request::Block).await.err().unwrap();
+    assert!(
+        error_chain(&refused).contains("does not take this node's certificate") && !refused.may_be_done,
+        "{}",
+        error_chain(&refused)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
     let (folder, store, certificates) = ground();
     let key = folder.path().join("key");
@@ -294,20 +330,6 @@ async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
     // It asks again and again, and must not log each time that it follows a manager.
     let managers = TlsManagers::new(vec![manager.address.clone()], certificates.client(WORKER, true));
     assert!(managers.follow().await.is_err());
-    // Of an authority that the manager does not know.
-    let unknown = Certificates::new();
-    let files = Files {
-        authority: certificates.files("manager1", false).authority,
-        ..unknown.files(WORKER, true)
-    };
-    let client = Followed::start(files, Credentials::client).unwrap();
-    let managers = TlsManagers::new(vec![manager.address.clone()], client);
-    let refused = managers.ask(&Request::Block).await.err().unwrap();
-    assert!(
-        error_chain(&refused).contains("does not take this node's certificate") && !refused.may_be_done,
-        "{}",
-        error_chain(&refused)
-    );
 
     manager.admit().await;
     // Another node with a task of its own.
