@@ -18,7 +18,7 @@ use mesh_orchestrator::{
     commands::{self, CommandError},
     objects::{NodeId, NodeRole, ServiceId, State, Task, TaskId, TaskState, TaskStatus},
     spec::ServiceSpec,
-    store::{Event, Heartbeat, Prefix, Store},
+    store::{Event, Heartbeat, Prefix, Store, remote::wire::Frame},
 };
 use mesh_orchestrator_testing::{
     agent::{description, registration},
@@ -108,6 +108,8 @@ struct Manager {
 #[derive(Default)]
 struct Sent {
     all: AtomicU64,
+    /// To one worker without access to the store.
+    worker: AtomicU64,
     tasks: Mutex<BTreeMap<TaskId, u64>>,
 }
 
@@ -138,6 +140,11 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
         anyhow::Ok(())
     })?;
     let members = main.block_on(nodes(&managers, arguments.nodes))?;
+    let shown = main.spawn(show(
+        managers[1].handle.cluster.clone(),
+        node(0),
+        Arc::clone(&sent),
+    ));
     let leader = &managers[0].handle.cluster;
     let size = main.block_on(size(leader))?;
     row("stored at the beginning".to_owned(), size, "bytes");
@@ -149,6 +156,7 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
         let (elapsed, busy) = (begin.elapsed(), self::processor("manager0")? - processor);
         let size = main.block_on(self::size(leader))?;
         let all = sent.all.swap(0, Ordering::Relaxed) as f64;
+        let worker = sent.worker.swap(0, Ordering::Relaxed) as f64;
         for (figure, value, unit) in [
             (reached, elapsed.as_secs_f64(), "s"),
             ("the leader's processor time", busy.as_secs_f64(), "s"),
@@ -160,6 +168,7 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
                 sent.own(leader, arguments.nodes),
                 "bytes",
             ),
+            ("sent to a node without access to the store", worker, "bytes"),
         ] {
             row(format!("{name}: {figure}"), value, unit);
         }
@@ -201,6 +210,9 @@ fn measure(lab: &Lab, etcd: &etcd::Cluster, arguments: &Arguments) -> Result<Vec
             .count()
     });
     row("nodes ready at the end".to_owned(), ready as f64, "nodes");
+    if shown.is_finished() {
+        main.block_on(shown)?.context("a worker was shown nothing more")?;
+    }
     drop(members);
     for manager in managers {
         manager.runtime.shutdown_background();
@@ -246,7 +258,8 @@ async fn nodes(managers: &[Manager], count: usize) -> Result<Vec<Member>> {
     let mut members = Vec::new();
     for number in 0..count {
         let cluster = &managers[number % MANAGERS].handle.cluster;
-        let described = description(&format!("node{number}"), NodeRole::Worker);
+        let mut described = description(&format!("node{number}"), NodeRole::Worker);
+        described.id = node(number);
         members.push(Member::start(
             cluster,
             described,
@@ -257,7 +270,7 @@ async fn nodes(managers: &[Manager], count: usize) -> Result<Vec<Member>> {
     for (number, manager) in managers.iter().enumerate() {
         let own: BTreeSet<NodeId> = (0..count)
             .filter(|node| node % MANAGERS == number)
-            .map(|node| NodeId::from(format!("node{node}").as_str()))
+            .map(self::node)
             .collect();
         tokio::spawn(work(manager.handle.cluster.clone(), own));
     }
@@ -271,6 +284,11 @@ async fn nodes(managers: &[Manager], count: usize) -> Result<Vec<Member>> {
     })
     .await?;
     Ok(members)
+}
+
+/// As a worker without access to the store has it.
+fn node(number: usize) -> NodeId {
+    commands::worker_id(&format!("node{number}"))
 }
 
 /// Takes the tasks of some nodes through their states as they change.
@@ -334,6 +352,15 @@ async fn count(mut watch: mesh_orchestrator::store::Watch, store: Arc<dyn Store>
         }
     }
     drop(store);
+}
+
+/// Counts the bytes of what a manager shows a worker, forever.
+async fn show(cluster: Cluster, worker: NodeId, sent: Arc<Sent>) -> Result<()> {
+    let mut feed = cluster.worker_feed(&worker).await?;
+    loop {
+        let frame = serde_json::to_vec(&Frame::change(feed.next().await?))?;
+        sent.worker.fetch_add(frame.len() as u64, Ordering::Relaxed);
+    }
 }
 
 impl Sent {

@@ -78,7 +78,8 @@ pub async fn restore(
         count: 0,
         bytes: 0,
     };
-    for key in present {
+    // Backwards, and the entries forwards: tasks go before what they run, and come after it.
+    for key in present.into_iter().rev() {
         if key != marker {
             batches.add(key, None).await?;
         }

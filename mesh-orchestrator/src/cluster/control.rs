@@ -198,9 +198,13 @@ impl Control {
             let ChangeError::TooLarge { key, .. } = &error else {
                 return Err(error);
             };
-            let too_large = stored::name(key);
-            let found = changes.iter().find(|change| name(change) == too_large);
-            let found = found.map(subject).filter(|name| !matches!(name, Name::Task(_)));
+            let found = match stored::name(key) {
+                Name::Spec(service, _) => Some(Name::Service(service)),
+                too_large => {
+                    let found = changes.iter().find(|change| name(change) == too_large);
+                    found.map(subject).filter(|name| !matches!(name, Name::Task(_)))
+                }
+            };
             drop(mirror);
             let Some(aside) = found else {
                 return Err(error);
@@ -292,7 +296,12 @@ fn differences(state: &State, mirror: &Mirror, touched: &BTreeSet<Name>) -> Vec<
                     put.push(ObjectChange::PutPorts(target.port_ledger().clone()));
                 }
             }
-            Name::Guard | Name::Registration(_) | Name::Leader | Name::Restore | Name::Other => {}
+            Name::Spec(..)
+            | Name::Guard
+            | Name::Registration(_)
+            | Name::Leader
+            | Name::Restore
+            | Name::Other => {}
         }
     }
     gone.append(&mut put);

@@ -3,7 +3,7 @@
 use crate::{
     backups::BackupError,
     commands::CommandError,
-    objects::Refused,
+    objects::{Refused, ServiceId},
     store::{InvalidKey, Key, Revision, StoreError, revisions::RevisionError},
 };
 
@@ -19,6 +19,20 @@ pub struct Unreadable {
     pub source: serde_json::Error,
 }
 
+/// A task whose specification is not in the store.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the specification of {task} is missing in the store: /specs/{service}/{version}; restore the newest backup"
+)]
+pub struct MissingSpec {
+    /// The task's key.
+    pub task: Key,
+    /// Its service.
+    pub service: ServiceId,
+    /// The task version that it runs.
+    pub version: u64,
+}
+
 /// Why a cluster cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,6 +43,9 @@ pub enum OpenError {
     /// An object cannot be read.
     #[error("could not read one of the cluster's objects")]
     Unreadable(#[from] Unreadable),
+    /// A part of one is missing.
+    #[error("one of the cluster's tasks is incomplete")]
+    MissingSpec(#[from] MissingSpec),
     /// The objects contradict each other.
     #[error("the objects in the store contradict each other; restore the newest backup")]
     Contradiction(#[from] Refused),

@@ -64,7 +64,7 @@ use crate::{
 pub use self::{
     chores::BackupSchedule,
     clock::{Clock, SystemClock},
-    error::{ChangeError, OpenError, Unreadable},
+    error::{ChangeError, MissingSpec, OpenError, Unreadable},
     event::{Event, EventAction, EventKind},
     leader::LeaderConfig,
     member::Member,

@@ -28,6 +28,8 @@ pub struct ServiceIndex {
     pub given_up: BTreeMap<Slot, u32>,
     /// Wanted tasks by specification version.
     pub versions: BTreeMap<u64, u32>,
+    /// All tasks, ended ones too, by specification version and node.
+    pub specs: BTreeMap<u64, BTreeMap<Option<NodeId>, u32>>,
     /// Tasks that run and are wanted.
     pub running: u32,
     /// Tasks that wait for the service's dependencies to be ready.
@@ -59,6 +61,10 @@ impl Indexes {
             .entry(task.slot.clone())
             .or_default()
             .insert((task.created_at, task.id.clone()));
+        add(
+            service.specs.entry(task.spec_version).or_default(),
+            task.node.clone(),
+        );
         if task.desired.is_wanted() {
             add(&mut service.wanted, task.slot.clone());
             add(&mut service.versions, task.spec_version);
@@ -162,6 +168,12 @@ impl ServiceIndex {
             tasks.remove(&(task.created_at, task.id.clone()));
             if tasks.is_empty() {
                 self.slots.remove(&task.slot);
+            }
+        }
+        if let Some(nodes) = self.specs.get_mut(&task.spec_version) {
+            subtract(nodes, &task.node);
+            if nodes.is_empty() {
+                self.specs.remove(&task.spec_version);
             }
         }
         if task.desired.is_wanted() {

@@ -151,6 +151,20 @@ impl State {
         self.indexes.unplaced.get(&(service.clone(), version))
     }
 
+    /// The number of tasks, ended ones too, that have a specification version of a service.
+    #[must_use]
+    pub fn users(&self, service: &ServiceId, version: u64) -> u32 {
+        let nodes = self.tasks_of(service).and_then(|index| index.specs.get(&version));
+        nodes.map_or(0, |nodes| nodes.values().sum())
+    }
+
+    /// Whether a task with a specification version of a service is, or was, on a node.
+    #[must_use]
+    pub fn is_used_on(&self, node: &NodeId, service: &ServiceId, version: u64) -> bool {
+        let nodes = self.tasks_of(service).and_then(|index| index.specs.get(&version));
+        nodes.is_some_and(|nodes| nodes.contains_key(&Some(node.clone())))
+    }
+
     /// How often this version of a service has recently failed on a node.
     #[must_use]
     pub fn recent_failures(&self, node: &NodeId, service: &ServiceId, version: u64, now: Timestamp) -> usize {

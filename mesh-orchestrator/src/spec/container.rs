@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Placement, RestartPolicy, TaskRuntime, duration};
 
 /// The template of a service's tasks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
     /// What runs on the node: a container, or the agent.

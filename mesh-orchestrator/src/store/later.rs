@@ -85,6 +85,26 @@ impl LaterFields {
         self.fields.iter().map(|field| field.name.as_str()).collect()
     }
 
+    /// Those of a part of the object that is stored as an object of its own as well.
+    pub(crate) fn of_part(&self, names: &[&str]) -> Option<Self> {
+        let is_step = |(step, name): (&Step, &&str)| matches!(step, Step::Name(found) if found == name);
+        let below = self.fields.iter().filter_map(|field| {
+            let (above, path) = field.path.split_at_checked(names.len())?;
+            above.iter().zip(names).all(is_step).then(|| Field {
+                path: path.to_vec(),
+                ..field.clone()
+            })
+        });
+        let fields: Vec<Field> = below.collect();
+        let known = names
+            .iter()
+            .try_fold(&self.known, |value, name| value.get(name))?;
+        (!fields.is_empty()).then(|| Self {
+            fields,
+            known: known.clone(),
+        })
+    }
+
     /// The object with the fields. Those of a list's items stay if the item is where and as it was.
     fn added_to(&self, object: Value) -> Value {
         let mut whole = object.clone();
@@ -234,6 +254,18 @@ mod tests {
         let written = written(&object, &later);
         assert_eq!(written["ports"], json!([{"number": 81, "label": ""}]));
         assert_eq!((&written["mode"], &written["since"]), (&json!(null), &json!(5)));
+    }
+
+    #[test]
+    fn a_part_that_is_stored_by_itself_has_its_own() {
+        let (object, later) = read_stored();
+        let status = later.of_part(&["status"]).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&write(&object.status, Some(&status)).unwrap()).unwrap(),
+            stored()["status"]
+        );
+        assert_eq!(later.of_part(&["name"]), None);
+        assert_eq!(later.of_part(&["status", "state"]), None);
     }
 
     #[test]

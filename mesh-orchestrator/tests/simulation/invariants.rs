@@ -82,7 +82,10 @@ impl Watcher {
             _ => {}
         }
         match change {
-            ObjectChange::CreateTask(task) => self.check_slot(task),
+            ObjectChange::CreateTask(task) => {
+                self.check_spec(task)?;
+                self.check_slot(task)
+            }
             ObjectChange::SetDesired { task, .. }
             | ObjectChange::Observe { task, .. }
             | ObjectChange::Assign { task, .. } => match self.state.tasks().get(task) {
@@ -110,6 +113,20 @@ impl Watcher {
     fn check_slot(&self, task: &Task) -> Result<(), String> {
         let slot = (&task.service, &task.slot);
         rules::check_slot(&self.state, slot, &self.cut_off, &self.start_first)
+    }
+
+    /// What a task runs is stored once for all tasks of the service's task version.
+    fn check_spec(&self, task: &Task) -> Result<(), String> {
+        let is_other = |other: &&Task| {
+            (&other.service, other.spec_version) == (&task.service, task.spec_version)
+                && other.spec != task.spec
+        };
+        match self.state.tasks().values().find(is_other) {
+            Some(other) => Err(format!(
+                "tasks of the same version run something else: {other:#?} and {task:#?}"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Reservations never exceed a node, ports are used once, and so on.

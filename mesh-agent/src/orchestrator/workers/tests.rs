@@ -402,13 +402,14 @@ async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
         "{text}"
     );
 
-    // It writes neither another node's task, nor a service, nor another node's registration.
+    // It writes neither another node's task, nor a service or what it runs, nor another node's registration.
     let other = task_of(&manager.cluster, "db").unwrap();
     let task_key = Key::new(["tasks", other.id.as_str()]).unwrap();
     assert!(joined.store.get(&task_key).await.is_err());
     for key in [
         "/secrets/others",
         "/services/x",
+        "/specs/x/1",
         "/nodes/node2",
         "/ephemeral/nodes/node2",
         task_key.as_str(),

@@ -66,6 +66,7 @@ impl Mirror {
                     state.nodes().get(&id).map(|node| node.hostname.clone()),
                 ),
                 Name::Ports
+                | Name::Spec(..)
                 | Name::Guard
                 | Name::Registration(_)
                 | Name::Leader

@@ -2,19 +2,20 @@
 //! batches go in, updates come out. Imports `objects`.
 
 mod events;
+mod specs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use self::events::action;
+use self::{events::action, specs::Specs};
 use super::{
     Event, EventAction, EventKind, OpenError, Registration,
     stored::{self, Name, Stored},
 };
 use crate::{
-    objects::{NodeId, ObjectChange, Refused, Service, ServiceId, State, Task, Timestamp},
+    objects::{NodeId, ObjectChange, Refused, Service, ServiceId, State, Timestamp},
     store::{
         self, Entry, Expected, Key, Revision, WatchBatch,
         later::LaterFields,
@@ -37,9 +38,12 @@ pub(super) struct Mirror {
     revision: Revision,
     modified: BTreeMap<Key, Revision>,
     heads: BTreeMap<ServiceId, Head>,
+    specs: Specs,
     registrations: BTreeMap<NodeId, Registration>,
     leader: Option<Leader>,
     unreadable: BTreeSet<Key>,
+    /// Those of them that are tasks whose specification is not stored.
+    incomplete: BTreeMap<Key, Entry>,
     /// What a later release has added to objects.
     later: BTreeMap<Key, LaterFields>,
     restoring: bool,
@@ -72,8 +76,9 @@ impl Mirror {
         mirror.fold(&batch, now)?;
         if let Some(key) = mirror.unreadable.first()
             && let Some(entry) = entries.iter().find(|entry| entry.key == *key)
+            && let (Stored::Task(task), _) = stored::read(entry)?
         {
-            stored::read(entry)?;
+            return Err(task.missing(key).into());
         }
         Ok(mirror)
     }
@@ -135,6 +140,11 @@ impl Mirror {
         self.later.get(key)
     }
 
+    /// The stored specifications of tasks.
+    pub(super) fn specs(&self) -> &Specs {
+        &self.specs
+    }
+
     /// Applies a transaction.
     ///
     /// # Errors
@@ -145,10 +155,11 @@ impl Mirror {
             ..Update::default()
         };
         // Removals first: they release names, for instance.
-        let (gone, put): (Vec<_>, Vec<_>) = batch
+        let (gone, mut put): (Vec<_>, Vec<_>) = batch
             .events
             .iter()
             .partition(|event| matches!(event, store::Event::Delete(_)));
+        put.sort_by_key(|event| !stored::is_spec(event.key()));
         for event in gone.into_iter().chain(put) {
             match stored::name(event.key()) {
                 Name::Other => continue,
@@ -170,14 +181,12 @@ impl Mirror {
                 stored
             }
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "an object in the store cannot be read");
-                self.modified.insert(entry.key.clone(), entry.modified);
-                self.unreadable.insert(entry.key.clone());
+                self.set_aside(entry, &error);
                 return Ok(());
             }
         };
         self.unreadable.remove(&entry.key);
+        self.incomplete.remove(&entry.key);
         let change = match stored {
             Stored::Other => return Ok(()),
             Stored::Restore => {
@@ -225,8 +234,14 @@ impl Mirror {
                 );
                 Some(ObjectChange::PutNode(node))
             }
-            Stored::Task(mut task) => {
-                self.share_spec(&mut task);
+            Stored::Spec(service, version, spec) => {
+                self.modified.insert(entry.key.clone(), entry.modified);
+                return self.put_spec(&service, version, spec, now, update);
+            }
+            Stored::Task(stored) => {
+                let Some(task) = self.resolve(entry, *stored) else {
+                    return Ok(());
+                };
                 let known = self.state.tasks().contains_key(&task.id);
                 self.add_event(
                     update,
@@ -236,12 +251,18 @@ impl Mirror {
                     action(known),
                     now,
                 );
-                Some(ObjectChange::PutTask(task))
+                Some(ObjectChange::PutTask(Box::new(task)))
             }
             Stored::Ports(ledger) => Some(ObjectChange::PutPorts(ledger)),
         };
         self.modified.insert(entry.key.clone(), entry.modified);
         self.apply(change)
+    }
+
+    fn set_aside(&mut self, entry: &Entry, error: &(dyn std::error::Error + 'static)) {
+        tracing::error!(error, "an object in the store cannot be read");
+        self.modified.insert(entry.key.clone(), entry.modified);
+        self.unreadable.insert(entry.key.clone());
     }
 
     fn note_later(&mut self, key: &Key, later: Option<LaterFields>) {
@@ -260,9 +281,15 @@ impl Mirror {
     fn delete(&mut self, key: &Key, now: Timestamp, update: &mut Update) -> Result<(), Refused> {
         self.modified.remove(key);
         self.unreadable.remove(key);
+        self.incomplete.remove(key);
         self.later.remove(key);
         let change = match stored::name(key) {
             Name::Other | Name::Guard => None,
+            // Its tasks have gone with it, or keep it until they have.
+            Name::Spec(service, version) => {
+                self.specs.remove(&service, version);
+                None
+            }
             Name::Restore => {
                 self.restoring = false;
                 None
@@ -332,15 +359,5 @@ impl Mirror {
             self.state.apply(&change)?;
         }
         Ok(())
-    }
-
-    /// Each task is stored with its whole specification; in memory, tasks with equal ones share it.
-    fn share_spec(&self, task: &mut Task) {
-        let known = self.state.tasks().get(&task.id).map(|known| &known.spec);
-        let service = self.state.service(&task.service);
-        let current = service.map(|service| &service.spec.task_template);
-        if let Some(spec) = known.into_iter().chain(current).find(|spec| **spec == task.spec) {
-            task.spec = spec.clone();
-        }
     }
 }

@@ -31,8 +31,8 @@ pub struct WorkerFeed {
     updates: broadcast::Receiver<Arc<Update>>,
     /// What was sent, by a hash of its value.
     sent: BTreeMap<Key, u64>,
-    /// The services of the worker's tasks: of those it gets more.
-    own: BTreeMap<TaskId, ServiceId>,
+    /// Service and task version of the worker's tasks: of those it gets more.
+    own: BTreeMap<TaskId, (ServiceId, u64)>,
     /// The services whose tasks on other nodes it gets.
     routed: BTreeSet<ServiceId>,
     is_complete: bool,
@@ -118,9 +118,12 @@ impl WorkerFeed {
         for name in &update.touched {
             match name {
                 Name::Task(id) => {
-                    affected.extend(self.own.get(id).cloned().map(Name::Service));
+                    let before = self.own.get(id).cloned();
                     self.note(mirror, name);
-                    affected.extend(self.own.get(id).cloned().map(Name::Service));
+                    for (service, version) in before.into_iter().chain(self.own.get(id).cloned()) {
+                        affected.insert(Name::Spec(service.clone(), version));
+                        affected.insert(Name::Service(service));
+                    }
                 }
                 Name::Service(id) => {
                     let before = self.routed.contains(id);
@@ -132,6 +135,7 @@ impl WorkerFeed {
                     }
                 }
                 Name::Node(_)
+                | Name::Spec(..)
                 | Name::Ports
                 | Name::Guard
                 | Name::Registration(_)
@@ -149,7 +153,10 @@ impl WorkerFeed {
             Name::Task(id) => {
                 let task = mirror.state().tasks().get(id);
                 match task.filter(|task| task.node.as_ref() == Some(&self.worker)) {
-                    Some(task) => drop(self.own.insert(id.clone(), task.service.clone())),
+                    Some(task) => {
+                        let version = (task.service.clone(), task.spec_version);
+                        self.own.insert(id.clone(), version);
+                    }
                     None => drop(self.own.remove(id)),
                 }
             }

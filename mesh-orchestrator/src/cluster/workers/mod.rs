@@ -14,10 +14,13 @@ use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 pub use self::feed::WorkerFeed;
 use self::write::Facts;
-use super::{ChangeError, Cluster, Unreadable, stored};
+use super::{
+    ChangeError, Cluster, Unreadable,
+    stored::{self, StoredTask},
+};
 use crate::{
     commands::{is_worker, worker_id},
-    objects::{Node, NodeId, State, Task, TaskId},
+    objects::{Node, NodeId, State, TaskId},
     secrets::Kind,
     store::{
         Entry, Expected, InvalidKey, Key, Lease, Revision, StoreError, Transaction, Write, is_ephemeral,
@@ -96,7 +99,7 @@ impl Cluster {
         // The store may have one of another node that the mirror does not have yet.
         let is_others = |entry: &Entry| {
             matches!(stored::name(key), stored::Name::Task(_))
-                && !later::read::<Task>(&entry.value)
+                && !later::read::<StoredTask>(&entry.value)
                     .is_ok_and(|(task, _)| task.node.as_ref() == Some(worker))
         };
         match found {
@@ -236,6 +239,7 @@ fn may_expect(state: &State, worker: &NodeId, key: &Key) -> Result<(), WorkerErr
         stored::Name::Node(id) | stored::Name::Registration(id) => id == *worker,
         stored::Name::Restore => true,
         stored::Name::Service(_)
+        | stored::Name::Spec(..)
         | stored::Name::Ports
         | stored::Name::Guard
         | stored::Name::Leader

@@ -2,7 +2,7 @@
 //!
 //! | object | the worker gets |
 //! |---|---|
-//! | its own tasks and its own node | everything |
+//! | its own tasks, what they run, and its own node | everything |
 //! | another node's task | what routing needs, while it runs behind a routed port |
 //! | a service | name, mode, routed ports and the mesh's labels; all labels if a task of it is on the node |
 //! | another node, its registration | what routing needs |
@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::super::{
     Registration, Unreadable,
     mirror::Mirror,
-    stored::{self, Name},
+    stored::{self, Name, StoredTask},
 };
 use crate::{
     objects::{Node, NodeId, Service, ServiceId, State, Task, TaskState, TaskStatus},
@@ -40,9 +40,20 @@ pub(super) fn view(mirror: &Mirror, worker: &NodeId, name: &Name) -> Result<Opti
     let state = mirror.state();
     let viewed = match name {
         Name::Task(id) => match state.tasks().get(id) {
-            Some(task) if task.node.as_ref() == Some(worker) => whole(mirror, stored::task(id), task)?,
-            Some(task) => part(stored::task(id), routed_task(state, task).as_ref())?,
+            Some(task) if task.node.as_ref() == Some(worker) => {
+                whole(mirror, stored::task(id), &own_task(mirror, task))?
+            }
+            Some(task) => {
+                let viewed = routed_task(state, task);
+                part(stored::task(id), viewed.as_ref().map(StoredTask::whole).as_ref())?
+            }
             None => None,
+        },
+        Name::Spec(service, version) => match mirror.specs().get(service, *version) {
+            Some(spec) if state.is_used_on(worker, service, *version) => {
+                whole(mirror, stored::spec(service, *version), &**spec)?
+            }
+            Some(_) | None => None,
         },
         Name::Node(id) => match state.nodes().get(id) {
             Some(node) if id == worker => whole(mirror, stored::node(id), node)?,
@@ -87,10 +98,13 @@ pub(super) fn names(mirror: &Mirror) -> impl Iterator<Item = Name> {
     let state = mirror.state();
     let nodes = state.nodes().keys().cloned().map(Name::Node);
     let services = state.services().keys().cloned().map(Name::Service);
+    let specs = mirror.specs().names();
+    let specs = specs.map(|(service, version)| Name::Spec(service.clone(), version));
     let tasks = state.tasks().keys().cloned().map(Name::Task);
     let registrations = mirror.registrations().keys().cloned().map(Name::Registration);
     nodes
         .chain(services)
+        .chain(specs)
         .chain(tasks)
         .chain(registrations)
         .chain([Name::Restore])
@@ -159,6 +173,14 @@ fn service(state: &State, worker: &NodeId, revised: Revised<Arc<Service>>) -> Op
             updated_at: value.updated_at,
         },
     })
+}
+
+/// A task of the worker, as it is stored.
+fn own_task(mirror: &Mirror, task: &Task) -> StoredTask {
+    match mirror.specs().get(&task.service, task.spec_version) {
+        Some(_) => StoredTask::new(task),
+        None => StoredTask::whole(task),
+    }
 }
 
 /// Another node's task as routing needs it; `None` for one that takes no connections.

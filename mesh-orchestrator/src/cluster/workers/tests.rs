@@ -8,7 +8,7 @@ use super::{
     super::{
         Registration,
         mirror::Mirror,
-        stored::{self, Name},
+        stored::{self, Name, StoredTask},
     },
     may_expect, read,
     write::{self, Facts, Refusal},
@@ -17,6 +17,7 @@ use crate::{
     commands::{admit_worker, worker_id},
     loops::testing::{Cluster, node, spec},
     objects::{Node, NodeId, NodeStatus, ObjectChange, PortLedger, Task, TaskState, TaskStatus, Timestamp},
+    spec::TaskSpec,
     store::{Entry, Key, Revision, membership::election_key, revisions::Author},
 };
 
@@ -104,7 +105,9 @@ impl Scene {
             add(stored::service(&service.id).unwrap(), revised);
         }
         for task in state.tasks().values() {
-            add(stored::task(&task.id).unwrap(), json!(task));
+            let spec = stored::spec(&task.service, task.spec_version).unwrap();
+            add(spec, json!(task.spec));
+            add(stored::task(&task.id).unwrap(), json!(StoredTask::new(task)));
         }
         add(stored::ports().unwrap(), json!(PortLedger::default()));
         all.into_iter()
@@ -154,13 +157,35 @@ impl Scene {
 }
 
 #[test]
-fn a_worker_gets_its_own_tasks_whole() {
+fn a_worker_gets_its_own_tasks_whole_and_what_they_run() {
     let scene = Scene::new();
     for service in ["web", "db"] {
         let task = scene.task(service, &scene.worker);
         let viewed = scene.viewed(&Name::Task(task.id.clone())).unwrap();
-        assert_eq!(serde_json::from_str::<Task>(&viewed).unwrap(), *task);
+        let viewed: StoredTask = serde_json::from_str(&viewed).unwrap();
+        assert_eq!(viewed, StoredTask::new(task));
+        let spec = Name::Spec(task.service.clone(), task.spec_version);
+        let viewed = scene.viewed(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<TaskSpec>(&viewed).unwrap(), *task.spec);
     }
+    let text: String = read::names(&scene.mirror())
+        .filter_map(|name| scene.viewed(&name))
+        .collect();
+    assert_eq!(text.matches("hidden-image").count(), 2, "{text}");
+}
+
+#[test]
+fn what_only_other_nodes_run_is_not_shown() {
+    let mut scene = Scene::new();
+    let spec = Name::Spec("db".into(), 1);
+    let own = scene.task("db", &scene.worker).id.clone();
+    // As long as the worker gets an ended task, it gets what that one ran.
+    scene.cluster.observe(&own, TaskState::Failed);
+    assert!(scene.viewed(&spec).is_some());
+    scene.cluster.make(vec![ObjectChange::RemoveTask(own)]);
+    assert!(scene.mirror().specs().get(&"db".into(), 1).is_some());
+    assert_eq!(scene.viewed(&spec), None);
+    assert_eq!(scene.viewed(&Name::Spec("web".into(), 2)), None);
 }
 
 #[test]
@@ -170,7 +195,9 @@ fn of_another_nodes_task_a_worker_gets_what_routing_needs() {
     let task = scene.task("web", &other);
     let viewed = scene.viewed(&Name::Task(task.id.clone())).unwrap();
     assert!(!viewed.contains("hidden"), "{viewed}");
-    let viewed: Task = serde_json::from_str(&viewed).unwrap();
+    let viewed: StoredTask = serde_json::from_str(&viewed).unwrap();
+    let spec = viewed.spec.clone().unwrap();
+    let viewed = viewed.with(spec);
     assert_eq!(viewed.status.address, task.status.address);
     assert_eq!((viewed.name(), viewed.node), (task.name(), Some(other.clone())));
     let unrouted = scene.task("db", &other);
@@ -238,6 +265,7 @@ fn whatever_else_is_stored_now_or_later_is_neither_shown_nor_written() {
         "/tokens/a",
         "/keys/active",
         "/history/services/web/1",
+        "/specs/others/1",
         "/mesh/blocks/00001",
         "/guards/services",
         "/ports/ledger",
@@ -254,6 +282,11 @@ fn whatever_else_is_stored_now_or_later_is_neither_shown_nor_written() {
         let written = write::check(&scene.worker, &key, None, b"{}", &scene.facts());
         assert_eq!(written, Err(Refusal::Kind(key)));
     }
+    // It is shown what its tasks run, and does not change it.
+    let key = stored::spec(&"web".into(), 1).unwrap();
+    assert!(may_expect(scene.cluster.state(), &scene.worker, &key).is_err());
+    let written = write::check(&scene.worker, &key, None, b"{}", &scene.facts());
+    assert_eq!(written, Err(Refusal::Kind(key)));
     // All that is shown is of these kinds.
     let mirror = scene.mirror();
     let shown = read::names(&mirror)
@@ -262,7 +295,7 @@ fn whatever_else_is_stored_now_or_later_is_neither_shown_nor_written() {
     for key in shown {
         let kind = key.segments().next().unwrap().to_owned();
         assert!(
-            ["nodes", "services", "tasks", "ephemeral"].contains(&kind.as_str()),
+            ["nodes", "services", "specs", "tasks", "ephemeral"].contains(&kind.as_str()),
             "{key}"
         );
     }
@@ -273,7 +306,7 @@ fn a_worker_reports_the_status_of_its_own_tasks_and_changes_nothing_else() {
     let scene = Scene::new();
     let task = scene.task("web", &scene.worker);
     let name = Name::Task(task.id.clone());
-    let old = json!(task);
+    let old = json!(StoredTask::new(task));
     let report = |change: &dyn Fn(&mut Value)| {
         let mut new = old.clone();
         new["status"] = json!({"state": "failed", "at": 2_000_000, "message": "failed", "exit_code": 1});
@@ -295,11 +328,12 @@ fn a_worker_reports_the_status_of_its_own_tasks_and_changes_nothing_else() {
         (&late["status"]["at"], &late["finished_at"]),
         (&json!(3_000_000), &json!(3_000_000))
     );
-    let refused: [&dyn Fn(&mut Value); 10] = [
+    let refused: [&dyn Fn(&mut Value); 11] = [
         &|new| new["desired"] = json!("shutdown"),
         &|new| new["node"] = json!("node2"),
         &|new| new["service"] = json!("db"),
-        &|new| new["spec"]["container_spec"]["image"] = json!("other"),
+        &|new| new["spec"] = json!(task.spec),
+        &|new| new["spec_version"] = json!(2),
         &|new| {
             new["host_ports"] =
                 json!([{"target_port": 1, "published_port": 1, "protocol": "tcp", "publish_mode": "host"}]);
@@ -317,12 +351,29 @@ fn a_worker_reports_the_status_of_its_own_tasks_and_changes_nothing_else() {
 }
 
 #[test]
+fn a_task_that_was_stored_with_what_it_runs_keeps_it() {
+    let scene = Scene::new();
+    let task = scene.task("web", &scene.worker);
+    let name = Name::Task(task.id.clone());
+    let old = json!(StoredTask::whole(task));
+    let mut new = old.clone();
+    new["status"]["state"] = json!("failed");
+    let written = scene.write(&name, &old, &new).unwrap();
+    assert_eq!(written["spec"], json!(task.spec));
+    new["spec"]["container_spec"]["image"] = json!("other");
+    assert!(matches!(
+        scene.write(&name, &old, &new),
+        Err(Refusal::Part { .. })
+    ));
+}
+
+#[test]
 fn what_a_later_release_stores_in_a_task_stays() {
     let scene = Scene::new();
     let task = scene.task("web", &scene.worker);
-    let mut old = json!(task);
+    let mut old = json!(StoredTask::new(task));
     old["of_a_later_release"] = json!(7);
-    let mut new = json!(task);
+    let mut new = json!(StoredTask::new(task));
     new["status"]["state"] = json!("failed");
     let written = scene.write(&Name::Task(task.id.clone()), &old, &new).unwrap();
     assert_eq!(written["of_a_later_release"], json!(7));

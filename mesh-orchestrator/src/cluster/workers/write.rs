@@ -13,10 +13,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive};
 
 use super::super::{
     Registration,
-    stored::{self, Name},
+    stored::{self, Name, StoredTask},
 };
 use crate::{
-    objects::{Node, NodeId, State, Task, TaskState, TaskStatus, Timestamp},
+    objects::{Node, NodeId, State, TaskState, TaskStatus, Timestamp},
     store::{Key, later},
 };
 
@@ -87,11 +87,12 @@ pub(super) fn check(
     let unreadable = || Refusal::Unreadable(key.clone());
     match stored::name(key) {
         Name::Task(id) => {
-            let (old, kept) = later::read::<Task>(old.ok_or_else(unreadable)?).map_err(|_| unreadable())?;
+            let (old, kept) =
+                later::read::<StoredTask>(old.ok_or_else(unreadable)?).map_err(|_| unreadable())?;
             if old.node.as_ref() != Some(worker) || old.id != id {
                 return Err(Refusal::NotOwn(key.clone()));
             }
-            let (new, _) = later::read::<Task>(new).map_err(|_| unreadable())?;
+            let (new, _) = later::read::<StoredTask>(new).map_err(|_| unreadable())?;
             let checked = task(key, old, new, facts)?;
             stored::encode(key, &checked, kept.as_ref()).map_err(|_| unreadable())
         }
@@ -114,9 +115,13 @@ pub(super) fn check(
         }
         Name::Node(_) | Name::Registration(_) => Err(Refusal::NotOwn(key.clone())),
         // Listed one by one, so that a new kind of object is decided about here.
-        Name::Service(_) | Name::Ports | Name::Guard | Name::Leader | Name::Restore | Name::Other => {
-            Err(Refusal::Kind(key.clone()))
-        }
+        Name::Service(_)
+        | Name::Spec(..)
+        | Name::Ports
+        | Name::Guard
+        | Name::Leader
+        | Name::Restore
+        | Name::Other => Err(Refusal::Kind(key.clone())),
     }
 }
 
@@ -127,7 +132,7 @@ fn part(key: &Key, what: &'static str) -> Refusal {
     }
 }
 
-fn task(key: &Key, old: Task, new: Task, facts: &Facts) -> Result<Task, Refusal> {
+fn task(key: &Key, old: StoredTask, new: StoredTask, facts: &Facts) -> Result<StoredTask, Refusal> {
     let status = &new.status;
     if status.state < old.status.state || status.state < TaskState::Accepted {
         return Err(part(key, "a task's state goes forwards"));
@@ -147,7 +152,7 @@ fn task(key: &Key, old: Task, new: Task, facts: &Facts) -> Result<Task, Refusal>
     if !may_set(old.started_at, new.started_at) || !may_set(old.finished_at, new.finished_at) {
         return Err(part(key, "when it started or ended"));
     }
-    let allowed = Task {
+    let allowed = StoredTask {
         status: new.status.clone(),
         started_at: new.started_at,
         finished_at: new.finished_at,
@@ -158,7 +163,7 @@ fn task(key: &Key, old: Task, new: Task, facts: &Facts) -> Result<Task, Refusal>
     }
     // The loops wait for times, which a clock that is wrong must not make later.
     let past = |time: Option<Timestamp>| time.map(|time| time.min(facts.now));
-    Ok(Task {
+    Ok(StoredTask {
         status: TaskStatus {
             at: allowed.status.at.min(facts.now),
             ..allowed.status

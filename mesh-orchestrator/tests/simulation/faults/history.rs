@@ -255,6 +255,7 @@ impl History {
             settled::check(state, service)?;
         }
         self.ledger.check(state)?;
+        server.oracle.check_specs()?;
         for machine in &self.machines {
             self.same(machine, state)?;
         }

@@ -15,6 +15,7 @@ use mesh_orchestrator::{
     store::{Event, Key, WatchBatch, revisions::Revised},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::rules;
@@ -26,6 +27,8 @@ const OLD_POLICY: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     state: State,
+    /// What the tasks of each service and task version run.
+    specs: BTreeMap<(ServiceId, u64), Value>,
     /// The number of each service's revision.
     revisions: BTreeMap<ServiceId, u64>,
     /// Services that were ever start-first: two tasks of a slot may run for a time.
@@ -53,6 +56,7 @@ impl Oracle {
             .partition(|event| matches!(event, Event::Delete(_)));
         let mut stopped = Vec::new();
         let mut tasks = Vec::new();
+        let mut unnamed = Vec::new();
         for event in gone.into_iter().chain(put) {
             let segments: Vec<&str> = event.key().segments().collect();
             match (segments.as_slice(), event) {
@@ -75,15 +79,37 @@ impl Oracle {
                     let ledger = decode(&entry.key, &entry.value)?;
                     self.apply("put ports", &ObjectChange::PutPorts(ledger))?;
                 }
+                (["specs", service, version], event) => {
+                    let version = version
+                        .parse()
+                        .map_err(|error| format!("{}: {error}", event.key()))?;
+                    let name = (ServiceId::from(*service), version);
+                    match event {
+                        Event::Put(entry) => self.put_spec(name, decode(&entry.key, &entry.value)?)?,
+                        Event::Delete(_) => {
+                            self.specs.remove(&name);
+                            unnamed.push(name);
+                        }
+                    }
+                }
                 (["tasks", id], Event::Delete(_)) => {
                     self.apply("remove task", &ObjectChange::RemoveTask(TaskId::from(*id)))?;
                 }
                 (["tasks", _], Event::Put(entry)) => {
-                    let task: Task = decode(&entry.key, &entry.value)?;
+                    let task = self.read_task(&entry.key, &entry.value)?;
                     stopped.extend(self.put_task(&task)?);
                     tasks.push(task);
                 }
                 _ => {}
+            }
+        }
+        for (service, version) in unnamed {
+            if self.state.users(&service, version) > 0
+                && !self.specs.contains_key(&(service.clone(), version))
+            {
+                return Err(format!(
+                    "the specification {version} of {service} was removed, and tasks have it"
+                ));
             }
         }
         for task in &tasks {
@@ -106,6 +132,42 @@ impl Oracle {
         applied
             .map(drop)
             .map_err(|error| format!("a commit does not fit what is stored: {error} ({change:?})"))
+    }
+
+    /// It is stored once, and never changes.
+    fn put_spec(&mut self, name: (ServiceId, u64), spec: Value) -> Result<(), String> {
+        *self.seen.entry("put specification").or_default() += 1;
+        match self.specs.insert(name.clone(), spec) {
+            None => Ok(()),
+            Some(before) => Err(format!("a specification was stored again: {name:?}, {before}")),
+        }
+    }
+
+    /// A stored task names its specification.
+    fn read_task(&self, key: &Key, value: &[u8]) -> Result<Task, String> {
+        let mut task: Value = decode(key, value)?;
+        if task.get("spec").is_some() {
+            return Err(format!("{key} was stored with its specification: {task}"));
+        }
+        let service = task["service"].as_str().unwrap_or_default();
+        let name = (
+            ServiceId::from(service),
+            task["spec_version"].as_u64().unwrap_or_default(),
+        );
+        let spec = self.specs.get(&name);
+        task["spec"] = spec
+            .ok_or_else(|| format!("the specification of {key} is not stored: {task}"))?
+            .clone();
+        decode(key, task.to_string().as_bytes())
+    }
+
+    /// Once the cluster has settled, no specification is left that no task has.
+    pub(crate) fn check_specs(&self) -> Result<(), String> {
+        let unused = |name: &&(ServiceId, u64)| self.state.users(&name.0, name.1) == 0;
+        match self.specs.keys().find(unused) {
+            Some(name) => Err(format!("a specification is left over: {name:?}")),
+            None => Ok(()),
+        }
     }
 
     fn put_service(&mut self, revised: &Revised<Arc<Service>>) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/services/<id>` | a service, as a revision; old ones at `/history/services/<id>/<number>` |
 //! | `/tasks/<id>`, `/nodes/<id>` | a task, a node |
+//! | `/specs/<service id>/<task version>` | what the tasks of that version run, while there are any |
 //! | `/ports/ledger` | the published ports of services |
 //! | `/guards/services` | written with each change of a specification, so that names and ports stay unique |
 //! | `/ephemeral/nodes/<id>` | a node's registration |
@@ -11,13 +12,17 @@
 //! | `/guards/workers` | written by a manager before it shows a worker its mirror, which is then up to date |
 //! | `/restore/unfinished` | present while a backup is being restored |
 
+mod task;
+
 use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub(super) use self::task::StoredTask;
 use super::{Registration, Unreadable};
 use crate::{
-    objects::{Node, NodeId, NodeStatus, PortLedger, Service, ServiceId, Task, TaskId, Timestamp},
+    objects::{Node, NodeId, NodeStatus, PortLedger, Service, ServiceId, TaskId, Timestamp},
+    spec::TaskSpec,
     store::{
         Entry, InvalidKey, Key,
         later::{self, LaterFields},
@@ -29,6 +34,9 @@ use crate::{
 /// The kind under which services' revisions are kept.
 pub(super) const SERVICES: &str = "services";
 
+/// The kind of the specifications of tasks.
+const SPECS: &str = "specs";
+
 /// The election whose winner runs the control loops.
 pub(super) const ELECTION: &str = "control";
 
@@ -38,6 +46,8 @@ pub(super) enum Name {
     Ports,
     Node(NodeId),
     Service(ServiceId),
+    /// A service's task version.
+    Spec(ServiceId, u64),
     Task(TaskId),
     Guard,
     Registration(NodeId),
@@ -51,7 +61,8 @@ pub(super) enum Name {
 #[derive(Clone, Debug)]
 pub(super) enum Stored {
     Service(Revised<Arc<Service>>),
-    Task(Box<Task>),
+    Spec(ServiceId, u64, Arc<TaskSpec>),
+    Task(Box<StoredTask>),
     Node(Box<Node>),
     Ports(PortLedger),
     Registration(NodeId, Box<Registration>),
@@ -66,6 +77,7 @@ impl Name {
     pub(super) fn key(&self) -> Option<Key> {
         match self {
             Self::Service(id) => service(id),
+            Self::Spec(service, version) => spec(service, *version),
             Self::Task(id) => task(id),
             Self::Node(id) => node(id),
             Self::Ports => ports(),
@@ -83,6 +95,10 @@ pub(super) fn name(key: &Key) -> Name {
     let segments: Vec<&str> = key.segments().collect();
     match segments.as_slice() {
         [SERVICES, id] => Name::Service(ServiceId::from(*id)),
+        [SPECS, service, version] => match version.parse() {
+            Ok(version) => Name::Spec(ServiceId::from(*service), version),
+            Err(_) => Name::Other,
+        },
         ["tasks", id] => Name::Task(TaskId::from(*id)),
         ["nodes", id] => Name::Node(NodeId::from(*id)),
         ["ports", "ledger"] => Name::Ports,
@@ -94,10 +110,16 @@ pub(super) fn name(key: &Key) -> Name {
     }
 }
 
+/// Whether a key names what tasks run.
+pub(super) fn is_spec(key: &Key) -> bool {
+    key.segments().next() == Some(SPECS)
+}
+
 /// Reads an entry, and what a later release has added to it.
 pub(super) fn read(entry: &Entry) -> Result<(Stored, Option<LaterFields>), Unreadable> {
     Ok(match name(&entry.key) {
         Name::Service(_) => decode(entry, Stored::Service)?,
+        Name::Spec(service, version) => decode(entry, |spec| Stored::Spec(service, version, spec))?,
         Name::Task(_) => decode(entry, Stored::Task)?,
         Name::Node(_) => decode(entry, Stored::Node)?,
         Name::Ports => decode(entry, Stored::Ports)?,
@@ -164,6 +186,11 @@ pub(super) fn service(id: &ServiceId) -> Result<Key, InvalidKey> {
     Key::new([SERVICES, id.as_str()])
 }
 
+/// What the tasks of a service's task version run.
+pub(super) fn spec(service: &ServiceId, version: u64) -> Result<Key, InvalidKey> {
+    Key::new([SPECS, service.as_str(), &version.to_string()])
+}
+
 pub(super) fn task(id: &TaskId) -> Result<Key, InvalidKey> {
     Key::new(["tasks", id.as_str()])
 }
@@ -201,6 +228,7 @@ mod tests {
     fn each_key_names_the_object_that_it_was_made_for() {
         let keys = [
             (service(&ServiceId::from("s")), Name::Service("s".into())),
+            (spec(&ServiceId::from("s"), 7), Name::Spec("s".into(), 7)),
             (task(&TaskId::from("t")), Name::Task("t".into())),
             (node(&NodeId::from("n")), Name::Node("n".into())),
             (registration(&NodeId::from("n")), Name::Registration("n".into())),
@@ -210,6 +238,7 @@ mod tests {
             (restore(), Name::Restore),
             (Key::new(["history", "services", "s", "1"]), Name::Other),
             (Key::new(["secrets", "s"]), Name::Other),
+            (Key::new(["specs", "s", "latest"]), Name::Other),
         ];
         for (key, expected) in keys {
             let key = key.unwrap();

@@ -1,15 +1,19 @@
 //! From changes to transactions: the writes and conditions of each change, divided into batches. Pure.
 //! Imports `mirror` and the store's plain data.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+mod specs;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
 use super::{
     ChangeError,
     mirror::Mirror,
-    stored::{self, Name, SERVICES},
+    stored::{self, Name, SERVICES, StoredTask},
 };
 use crate::{
     objects::{ObjectChange, Refused, Service, ServiceId, Task, TaskId},
@@ -84,7 +88,8 @@ impl Batch {
         transaction
     }
 
-    /// What shows whether the batch was committed. The guard does not: others write the same value.
+    /// What shows whether the batch was committed. The guard does not, nor do specifications: others write
+    /// the same value.
     pub(super) fn witness(&self) -> Option<Witness> {
         if let Some((service, revision)) = &self.revision {
             return Some(Witness::Revision(service.clone(), *revision));
@@ -92,7 +97,7 @@ impl Batch {
         let mut own = self
             .conditions
             .keys()
-            .filter(|key| stored::name(key) != Name::Guard);
+            .filter(|key| !matches!(stored::name(key), Name::Guard | Name::Spec(..)));
         own.find_map(|key| {
             self.writes.get(key).map(|write| match write {
                 Write::Put(value) => Witness::Value(key.clone(), Some(value.clone())),
@@ -114,6 +119,8 @@ pub(super) struct Draft<'a> {
     /// Objects as earlier changes of the draft left them; `None` is removed.
     tasks: BTreeMap<TaskId, Option<Task>>,
     services: BTreeMap<ServiceId, Option<Revised<Arc<Service>>>>,
+    /// How many tasks of each service and task version it has created, less those that it has removed.
+    users: BTreeMap<ServiceId, BTreeMap<u64, i64>>,
     /// The index of the batch that last wrote a key, and whether it removed the key.
     written: BTreeMap<Key, (usize, bool)>,
     /// Services with a new revision in the current batch; each can have one.
@@ -146,8 +153,9 @@ pub(super) fn draft(
     draft_all(mirror, author, changes, None, seed)
 }
 
-/// Drafts changes that were planned from the state at an earlier revision. Tasks may have changed since: an
-/// agent's reports and the loops' decisions concern different fields of a task.
+/// Drafts the loops' changes, which were planned from the state at an earlier revision. Tasks may have
+/// changed since: an agent's reports and the loops' decisions concern different fields of a task.
+/// Specifications that no task has any more are removed, too.
 ///
 /// # Errors
 /// As [`draft`]; a conflict if anything but a task has changed since.
@@ -175,6 +183,7 @@ fn draft_all(
         seed,
         tasks: BTreeMap::new(),
         services: BTreeMap::new(),
+        users: BTreeMap::new(),
         written: BTreeMap::new(),
         revised: BTreeSet::new(),
         made: BTreeMap::new(),
@@ -183,6 +192,9 @@ fn draft_all(
     };
     for change in changes {
         draft.add(change)?;
+    }
+    if seen.is_some() {
+        draft.remove_unused_specs()?;
     }
     draft.flush();
     Ok(Drafted {
@@ -203,7 +215,7 @@ impl Draft<'_> {
                 if self.task(&task.id).is_some() {
                     return Err(Refused::TaskExists(task.id.clone()).into());
                 }
-                self.put_task((**task).clone(), RESERVE)?;
+                self.create_task(task)?;
             }
             ObjectChange::PutTask(task) => self.put_task((**task).clone(), 0)?,
             ObjectChange::Assign { task, node, at } => {
@@ -215,9 +227,11 @@ impl Draft<'_> {
             ObjectChange::GiveUp(task) => self.change_task(task, Task::give_up)?,
             ObjectChange::Observe { task, status } => self.change_task(task, |task| task.observe(status))?,
             ObjectChange::RemoveTask(id) => {
-                if self.task(id).is_none() {
+                let Some(task) = self.task(id) else {
                     return Err(Refused::UnknownTask(id.clone()).into());
-                }
+                };
+                let (service, version) = (task.service.clone(), task.spec_version);
+                self.count_user(service, version, -1);
                 self.delete(stored::task(id)?)?;
                 self.tasks.insert(id.clone(), None);
             }
@@ -246,7 +260,11 @@ impl Draft<'_> {
     }
 
     fn put_task(&mut self, task: Task, reserve: usize) -> Result<(), ChangeError> {
-        self.put_leaving(stored::task(&task.id)?, &task, reserve)?;
+        let stored = match self.has_spec(&task)? {
+            true => StoredTask::new(&task),
+            false => StoredTask::whole(&task),
+        };
+        self.put_leaving(stored::task(&task.id)?, &stored, reserve)?;
         self.tasks.insert(task.id.clone(), Some(task));
         Ok(())
     }
@@ -354,6 +372,10 @@ impl Draft<'_> {
     /// Writes an object that must leave some bytes of the largest size free.
     fn put_leaving<T: Serialize>(&mut self, key: Key, object: &T, reserve: usize) -> Result<(), ChangeError> {
         let value = stored::encode(&key, object, self.mirror.later(&key))?;
+        self.put_value(key, value, reserve)
+    }
+
+    fn put_value(&mut self, key: Key, value: Vec<u8>, reserve: usize) -> Result<(), ChangeError> {
         fits(&key, value.len(), reserve)?;
         self.reserve(key.as_str().len() + value.len());
         self.expect(key.clone())?;
@@ -411,7 +433,8 @@ impl Draft<'_> {
 
     /// Starts a new batch if this many more bytes do not fit into the current one.
     fn reserve(&mut self, bytes: usize) {
-        if self.batch.writes.len() >= MAX_KEYS || self.batch.bytes + bytes + 1024 > MAX_BYTES {
+        let keys = self.batch.writes.len().max(self.batch.conditions.len());
+        if keys >= MAX_KEYS || self.batch.bytes + bytes + 1024 > MAX_BYTES {
             self.flush();
         }
     }
