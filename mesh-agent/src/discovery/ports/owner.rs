@@ -136,7 +136,12 @@ fn container_id(folder: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, os::fd::AsRawFd};
+    use std::{
+        net::TcpListener,
+        os::fd::AsRawFd,
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -146,9 +151,22 @@ mod tests {
         let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
         let link = link.to_str().unwrap();
         let inode: u32 = link["socket:[".len()..link.len() - 1].parse().unwrap();
-        assert_eq!(holder(inode).unwrap().0, std::process::id());
+        until_held_by(inode, Some(std::process::id()));
         drop(listener);
-        assert_eq!(holder(inode), None);
+        until_held_by(inode, None);
+    }
+
+    /// A program that another test starts holds every socket of this process for a moment.
+    fn until_held_by(inode: u32, expected: Option<u32>) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let found = holder(inode);
+            if found.as_ref().map(|(number, _)| *number) == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{found:?} holds it, not {expected:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
