@@ -430,7 +430,10 @@ async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
             // The leader may change it meanwhile: to it, that node never comes.
             let after = store.get(&key).await.unwrap();
             assert_eq!(after.is_some(), before.is_some(), "{key}");
-            assert!(after.is_none_or(|entry| &*entry.value != b"{}"), "{key} was written");
+            assert!(
+                after.is_none_or(|entry| &*entry.value != b"{}"),
+                "{key} was written"
+            );
         }
     }
     // An address of another node's block would take that node's connections.
