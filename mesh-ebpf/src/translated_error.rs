@@ -8,8 +8,8 @@ use crate::{
     frame::{Refused, TranslateFrame},
     headers::{
         ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET_MASK,
-        IPV4_LENGTH, IPV6_L4_OFFSET, IPV6_LENGTH, Icmp, Ipv4, Ipv6, L4_OFFSET, PROTOCOL_ICMP,
-        PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+        IPV4_LENGTH, IPV6_FRAGMENT, IPV6_L4_OFFSET, IPV6_LENGTH, Icmp, Ipv4, Ipv6, Ipv6Fragment, L4_OFFSET,
+        PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     },
     ipv6::{self, Header},
     mapped,
@@ -27,6 +27,8 @@ const PARAMETER_PROBLEM_V6: u8 = 4;
 const SMALLEST_MTU: u32 = 1280;
 /// By how much an IPv6 header is longer.
 const LONGER: u32 = (IPV6_LENGTH - IPV4_LENGTH) as u32;
+/// And by how much that of a fragment.
+const FRAGMENT_LONGER: u32 = LONGER + size_of::<Ipv6Fragment>() as u32;
 /// Who seems to have sent the error of a router that has no IPv4 address (RFC 7600, 4.8).
 const SOME_ROUTER: Be32 = Be32::new(0xc000_0008);
 /// What is quoted behind an IP header: ports, and TCP's sequence number.
@@ -41,7 +43,17 @@ struct Error<Ip: Copy> {
     rest: Rest,
 }
 
+/// Behind the quoted IP header of a fragment.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Fragment {
+    header: Ipv6Fragment,
+    rest: Rest,
+}
+
 // SAFETY: packed, no padding, integers only.
+unsafe impl Plain for Fragment {}
+// SAFETY: as above.
 unsafe impl Plain for Error<Ipv4> {}
 // SAFETY: as above.
 unsafe impl Plain for Error<Ipv6> {}
@@ -67,16 +79,31 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     let Some(error) = frame.at::<Error<Ipv6>>(IPV6_L4_OFFSET) else {
         return Ok(false);
     };
-    let (icmp, rest) = (error.icmp, error.rest);
-    let meaning = Meaning::in_ipv4(&icmp);
-    if meaning.is_none() {
-        return Ok(false);
-    }
+    let (icmp, mut rest) = (error.icmp, error.rest);
     let Some(quote) = Header::read(frame, QUOTE_V6) else {
         return Ok(false);
     };
-    let protocol = quote.next_header;
-    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
+    let (mut protocol, mut payload) = (quote.next_header, u32::from(quote.payload_length.get()));
+    if protocol == IPV6_FRAGMENT {
+        // Later ones do not say whose they are, but each of them has a first one.
+        let Some(fragment) = frame.at::<Fragment>(QUOTE_V6 + IPV6_LENGTH) else {
+            return Ok(false);
+        };
+        let header = fragment.header;
+        if header.fragment.get() >> 3 != 0 {
+            return Ok(false);
+        }
+        (protocol, rest) = (header.next_header, fragment.rest);
+        payload = payload.saturating_sub(size_of::<Ipv6Fragment>() as u32);
+    }
+    // A datagram that is split comes in fragments, and TCP's segments never do.
+    let longer = match protocol {
+        PROTOCOL_TCP => LONGER,
+        PROTOCOL_UDP => FRAGMENT_LONGER,
+        _ => return Ok(false),
+    };
+    let meaning = Meaning::in_ipv4(&icmp, longer);
+    if meaning.is_none() {
         return Ok(false);
     }
     let port = Be16::new((rest[0].get() >> 16) as u16);
@@ -88,13 +115,7 @@ pub fn to_ipv4<F: TranslateFrame, T: MappedTables>(
     let Some((client, _)) = mapped::known(tables, &quote.destination) else {
         return Ok(false);
     };
-    let quoted = ipv6::to_ipv4(
-        &quote,
-        protocol,
-        u32::from(quote.payload_length.get()),
-        own,
-        client,
-    );
+    let quoted = ipv6::to_ipv4(&quote, protocol, payload, own, client);
     let mut icmp = meaning.header();
     // The quoted header's sum is zero in one's complement, as its checksum is right.
     icmp.checksum = checksum::finish(meaning.sum() + 0xffff + sum_of_rest(rest));
@@ -209,9 +230,9 @@ impl Meaning {
         self.kind == Self::NONE.kind
     }
 
-    /// What an error of ICMPv6 says, in ICMP's terms.
+    /// What an error of ICMPv6 says, in ICMP's terms. The headers of IPv6 are longer by so much.
     #[inline(always)]
-    const fn in_ipv4(icmp: &Icmp) -> Self {
+    const fn in_ipv4(icmp: &Icmp, longer: u32) -> Self {
         match (icmp.kind, icmp.code) {
             (UNREACHABLE_V6, 1) => Self::new(UNREACHABLE, 10, 0),
             (UNREACHABLE_V6, 4) => Self::new(UNREACHABLE, 3, 0),
@@ -223,7 +244,7 @@ impl Meaning {
                     // No router may ask for less (RFC 8201, 4).
                     return Self::NONE;
                 }
-                Self::new(UNREACHABLE, FRAGMENTATION_NEEDED, within_16_bits(mtu - LONGER))
+                Self::new(UNREACHABLE, FRAGMENTATION_NEEDED, within_16_bits(mtu - longer))
             }
             (TIME_EXCEEDED_V6, code) => Self::new(TIME_EXCEEDED, code, 0),
             _ => Self::NONE,

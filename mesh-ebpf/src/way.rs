@@ -2,10 +2,10 @@
 //! rewritten.
 
 use crate::{
-    abi::{Config, KnownWay, Origin},
+    abi::{Config, KnownWay, Origin, is_mapped_client},
     encapsulation,
-    frame::{Frame, Route},
-    headers::ETHERNET_LENGTH,
+    frame::{Frame, Refused, Route},
+    headers::{ETHERNET_LENGTH, IPV4_FRAGMENT_MASK, Ipv4, Ipv6Fragment},
     tables::{FlowEntry, Tables},
 };
 
@@ -81,7 +81,7 @@ pub fn of_reply<F: Frame, T: Tables>(frame: &F, tables: &T, config: &Config, flo
     if origin == Origin::MESH0 {
         return Way::NOWHERE;
     }
-    let length = encapsulation::wire_length(frame, ETHERNET_LENGTH).unwrap_or(u16::MAX);
+    let length = length(frame, ETHERNET_LENGTH, flow).unwrap_or(u16::MAX);
     if origin != Origin::TUNNEL {
         let way = lately(frame, tables, flow, length);
         if origin != Origin::TUNNEL_DIRECT || way.reach != Reach::Nowhere {
@@ -118,9 +118,21 @@ pub fn to_client<F: Frame, T: Tables>(frame: &F, tables: &T, flow: FlowEntry) ->
     if flow.origin() == Origin::MESH0 {
         return Way::NOWHERE;
     }
-    let length =
-        encapsulation::wire_length(frame, ETHERNET_LENGTH + encapsulation::outer_length(frame)).unwrap_or(0);
+    let length = length(frame, ETHERNET_LENGTH + encapsulation::outer_length(frame), flow).unwrap_or(0);
     lately(frame, tables, flow, length)
+}
+
+/// Bytes of the packet at `offset`, or of each segment of an aggregated one, on its way to its flow's client.
+#[inline(always)]
+fn length<F: Frame>(frame: &F, offset: usize, flow: FlowEntry) -> Result<u16, Refused> {
+    let length = encapsulation::wire_length(frame, offset)?;
+    let ip = frame.at::<Ipv4>(offset).ok_or(Refused)?;
+    let is_fragment = ip.fragment.raw() & IPV4_FRAGMENT_MASK.raw() != 0;
+    if is_fragment && is_mapped_client(flow.client().address) {
+        // IPv6 says that in a header of its own.
+        return Ok(length.saturating_add(size_of::<Ipv6Fragment>() as u16));
+    }
+    Ok(length)
 }
 
 /// The way of a packet of `length` bytes to its flow's client: the one found a moment ago, or the kernel's.

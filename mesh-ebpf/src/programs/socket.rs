@@ -47,10 +47,25 @@ pub(crate) fn mesh_connect6(context: SockAddrContext) -> i32 {
     dial6(context.sock_addr)
 }
 
-/// `sendto` of unconnected IPv6 sockets.
+/// `sendto` of unconnected IPv6 sockets, but for mapped addresses, which are for `sendmsg4`. The kernel sends
+/// nothing to IPv4 from here (`udpv6_sendmsg` fails with `ENOTSUPP`), so these datagrams are left to it.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn mesh_sendmsg6(context: SockAddrContext) -> i32 {
-    dial6(context.sock_addr)
+    let context = context.sock_addr;
+    if own_namespace(context).is_some() {
+        // SAFETY: as in `dial4`.
+        let address = Ipv6Address(unsafe {
+            [
+                (*context).user_ip6[0],
+                (*context).user_ip6[1],
+                (*context).user_ip6[2],
+                (*context).user_ip6[3],
+            ]
+            .map(Be32::from_raw)
+        });
+        note_own(context, mapped_peer(&address));
+    }
+    PROCEED
 }
 
 /// `recvfrom` of IPv4 sockets.
@@ -105,11 +120,7 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
             [0, 0, 0] if fourth == LOOPBACK_PART || fourth == 0 => (Be32::new(0x7f00_0001), true),
             _ => {
                 let address = Ipv6Address([first, second, third, fourth].map(Be32::from_raw));
-                // Of another node, what its answers would come from: see `to_ipv4`.
-                let mapped = KernelTables
-                    .own_mapped(&address)
-                    .unwrap_or_else(|| mapped::preferred(&address));
-                (mapped, false)
+                (mapped_peer(&address), false)
             }
         };
         if let Some(config) = redirected(context, address, loopback) {
@@ -120,6 +131,15 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
         }
     }
     PROCEED
+}
+
+/// What stands for an address that is dialled: of another machine, what its answers would come from, see
+/// `to_ipv4`.
+#[inline(always)]
+fn mapped_peer(address: &Ipv6Address) -> Be32 {
+    KernelTables
+        .own_mapped(address)
+        .unwrap_or_else(|| mapped::preferred(address))
 }
 
 /// The settings, if the socket dials a frontend of this node; records what it dialled.

@@ -4,7 +4,7 @@
 
 use super::{Next, addresses, is_for_another_machine};
 use crate::{
-    abi::{DatagramState, DropReason, Hook},
+    abi::{DatagramState, DropReason, Hook, Ipv6Address},
     bytes::{Be16, Be32},
     checksum, fragment,
     frame::{CopyFrame, Refused, TranslateFrame},
@@ -46,7 +46,7 @@ pub(super) fn run<F: TranslateFrame + CopyFrame, T: MappedTables>(
         return Ok(Next::Pass);
     }
     if field.get() >> 3 != 0 {
-        let Some((client, _)) = mapped::known(tables, &ip.source) else {
+        let Some(client) = client(tables, &ip.source) else {
             return Ok(Next::Pass);
         };
         if payload + (IPV6_L4_OFFSET + HEADER) as u32 > frame.length()
@@ -72,6 +72,18 @@ pub(super) fn run<F: TranslateFrame + CopyFrame, T: MappedTables>(
         put(frame, &as_fragment(&ipv4, &header))?;
     }
     Ok(Next::Pipeline)
+}
+
+/// What stands for the sender of a later fragment, or will: a client gets an address with its first packet to
+/// a frontend, and of this one the ports are not known yet.
+#[inline(always)]
+fn client<T: MappedTables>(tables: &T, source: &Ipv6Address) -> Option<Be32> {
+    if let Some((client, _)) = mapped::known(tables, source) {
+        return Some(client);
+    }
+    let preferred = mapped::preferred(source);
+    // What is another client's now would follow that one's packets.
+    (source.is_global() && tables.mapped_client(preferred).is_none()).then_some(preferred)
 }
 
 /// The header of a fragment, from that of a whole packet. IPv4 numbers packets with half as many bits.

@@ -23,6 +23,7 @@ const ROUTER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 9, 0, 0, 0, 1);
 fn node() -> (TestTables, Ipv4Addr) {
     let tables = TestTables::node(1)
         .publish(PROTOCOL_TCP, 8080, &[Replica::on(1, 7)])
+        .publish(PROTOCOL_UDP, 5353, &[Replica::on(1, 7)])
         .with_ipv6(OWN, MAPPED);
     let client = mapped::client(&tables, &CLIENT.into(), 2).unwrap();
     (tables, client.into())
@@ -58,6 +59,41 @@ fn a_routers_error_about_a_reply_is_one_of_icmp() {
         assert_eq!(found.quoted_destination, SocketAddrV4::new(client, 40000));
         assert_eq!(frame.bytes[12..14], [8, 0], "EtherType");
     }
+}
+
+/// With the header of a fragment that begins at an offset.
+fn fragment(mut whole: TestFrame, offset: u16) -> TestFrame {
+    let ip = &mut whole.bytes[ETHERNET_LENGTH..];
+    let protocol = std::mem::replace(&mut ip[6], IPV6_FRAGMENT);
+    ip[5] += 8;
+    let [high, low] = (offset | 1).to_be_bytes();
+    let extension = [protocol, 0, high, low, 0, 0, 0x4d, 0x53];
+    whole.bytes.splice(IPV6_L4_OFFSET..IPV6_L4_OFFSET, extension);
+    whole
+}
+
+#[test]
+fn too_big_a_datagram_can_be_split_by_the_length_that_its_sender_learns() {
+    let (tables, client) = node();
+    let whole = || {
+        udp_v6(
+            at_v6("[2001:db8::1]:5353"),
+            at_v6("[2001:db8::99]:40000"),
+            b"datagram",
+        )
+    };
+    for quote in [whole(), fragment(whole(), 0)] {
+        let mut frame = error((2, 0, [0, 0, 0x05, 0x14]), &quote);
+        let next = to_ipv4::run(&mut frame, &tables, Hook::TcUplink);
+        assert_eq!(next, Next::Exceptional);
+        let found = view_error(&frame, ETHERNET_LENGTH);
+        // 1,300 bytes, of which the headers of IPv6 and of a fragment take 28 more than IPv4's.
+        assert_eq!(found.header, (3, 4, [0, 0, 0x04, 0xf8]));
+        assert_eq!(found.quoted_source, SocketAddrV4::new(MAPPED, 5353));
+        assert_eq!(found.quoted_destination, SocketAddrV4::new(client, 40000));
+    }
+    let mut later = error((2, 0, [0, 0, 0x05, 0x14]), &fragment(whole(), 1448));
+    assert_eq!(to_ipv4::run(&mut later, &tables, Hook::TcUplink), Next::Pass);
 }
 
 #[test]
