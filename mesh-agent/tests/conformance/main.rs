@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 
 use crate::{
-    mesh::Mesh,
+    mesh::{Idle, Mesh},
     netns::OwnCgroup,
     rungs::{Chosen, Rung},
     stories::{STORIES, Story},
@@ -40,6 +40,8 @@ struct Fixture {
     cgroup: OwnCgroup,
     /// Made by the first story, and again after one that has failed.
     world: Option<World>,
+    /// Data paths that serve nothing since the last story: the next one need not load them.
+    idle: Option<Idle>,
 }
 
 fn main() -> ExitCode {
@@ -64,13 +66,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let fixture = Arc::new(Mutex::new(cgroup.map(|cgroup| Fixture { cgroup, world: None })));
+    let fixture = Arc::new(Mutex::new(cgroup.map(|cgroup| Fixture {
+        cgroup,
+        world: None,
+        idle: None,
+    })));
     let trials = rungs
         .iter()
         .flat_map(|chosen| STORIES.iter().map(move |story| (*chosen, story)))
-        .filter(|(chosen, story)| {
-            story.links.contains(&chosen.rung.link) && (story.of_hooks || !chosen.hooks_only)
-        })
+        .filter(|(chosen, story)| story.runs_on(chosen.rung) && (story.of_hooks || !chosen.hooks_only))
         .map(|(Chosen { rung, .. }, story)| {
             let fixture = Arc::clone(&fixture);
             Trial::test(format!("{}::{}", rung.name, story.name), move || {
@@ -88,13 +92,23 @@ fn main() -> ExitCode {
 
 fn run_story(fixture: &mut Fixture, rung: &'static Rung, story: &Story) -> Result<()> {
     // Taken out meanwhile: after a failure it is thrown away, with all that is left in it.
-    let kept = fixture.world.take();
-    let world = match kept.filter(|world| !story.untouched && world.link == rung.link) {
+    let (kept, mut idle) = (fixture.world.take(), fixture.idle.take());
+    if let Some(world) = &kept
+        && let Some(idle) = idle.take_if(|idle| story.starts || idle.rung.name != rung.name)
+    {
+        idle.stop(world)?;
+    }
+    let is_like = |world: &World| (world.link, world.family) == (rung.link, rung.family);
+    let world = match kept.filter(|world| !story.untouched && is_like(world)) {
         Some(world) => world,
-        None => World::new(rung.link).context("could not make the nodes")?,
+        None => World::new(rung.link, rung.family).context("could not make the nodes")?,
     };
     let mut mesh = Mesh::new(&world, rung, &fixture.cgroup.path);
+    if let Some(idle) = idle {
+        mesh.take(idle);
+    }
     match (story.run)(&mut mesh) {
+        Ok(()) if rung.loads_slowly() => fixture.idle = mesh.leave()?,
         Ok(()) => mesh.stop()?,
         Err(error) => {
             let evidence = mesh.evidence();

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Write,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
 };
 
@@ -21,8 +21,9 @@ use mesh_agent::{
 
 pub(crate) use self::cluster::ingress_address;
 use crate::{
+    netns::Netns,
     rungs::{Rung, SERVICE_ADDRESS},
-    world::{CLAIMED_TCP, CLAIMED_UDP, MTU, World},
+    world::{CLAIMED_TCP, CLAIMED_UDP, Family, MTU, World},
 };
 
 mod cluster;
@@ -54,6 +55,13 @@ pub(crate) struct Mesh<'a> {
     /// What node 1 has found out about its peer by probes.
     pub(crate) probed: ProbeReport,
     cgroup: &'a Path,
+    agents: Vec<Agent>,
+    idle: Vec<Agent>,
+}
+
+/// Data paths that are loaded and serve nothing. They end in the nodes where they are.
+pub(crate) struct Idle {
+    pub(crate) rung: &'static Rung,
     agents: Vec<Agent>,
 }
 
@@ -94,7 +102,37 @@ impl<'a> Mesh<'a> {
             probed: ProbeReport::default(),
             cgroup,
             agents: world.nodes.iter().map(|_| Agent::default()).collect(),
+            idle: world.nodes.iter().map(|_| Agent::default()).collect(),
         }
+    }
+
+    /// Agents that start go on with data paths that serve nothing yet: to load them takes most of a story's
+    /// time.
+    pub(crate) fn take(&mut self, idle: Idle) {
+        self.idle = idle.agents;
+    }
+
+    /// Lets the data paths serve nothing, and keeps them; none if a story has ended one or changed its kind.
+    pub(crate) fn leave(&mut self) -> Result<Option<Idle>> {
+        if self.next_release || self.finds_vlans {
+            return self.stop().map(|()| None);
+        }
+        self.cluster.services.clear();
+        self.cluster.tasks.clear();
+        self.probed = ProbeReport::default();
+        self.apply()?;
+        for (agent, idle) in self.agents.iter_mut().zip(&mut self.idle) {
+            if agent.datapath.is_some() {
+                *idle = std::mem::take(agent);
+            }
+        }
+        if self.idle.iter().any(|agent| agent.datapath.is_none()) {
+            return self.stop().map(|()| None);
+        }
+        Ok(Some(Idle {
+            rung: self.rung,
+            agents: std::mem::take(&mut self.idle),
+        }))
     }
 
     /// Starts an agent on every node.
@@ -114,11 +152,20 @@ impl<'a> Mesh<'a> {
             "the agent of {} runs already",
             netns.name
         );
+        let idle = std::mem::take(&mut self.idle[number - 1]);
+        if idle.datapath.is_some() {
+            *agent = idle;
+            self.apply_on(number)?;
+            return self.check_modes(number);
+        }
         let (rung, cgroup, next) = (self.rung, self.cgroup, self.next_release);
         let address = self.world.node(number).address;
         let (datapath, mesh0) = netns.enter(|| -> Result<_> {
             let datapath = rung.load(cgroup, next)?;
-            let mesh0 = rung.needs_mesh0().then(|| make_mesh0(address)).transpose()?;
+            let mesh0 = rung
+                .needs_mesh0()
+                .then(|| make_mesh0(address, rung.family))
+                .transpose()?;
             Ok((datapath, mesh0))
         })?;
         *agent = Agent {
@@ -195,23 +242,8 @@ impl<'a> Mesh<'a> {
 
     /// Takes all data paths out of the kernel.
     pub(crate) fn stop(&mut self) -> Result<()> {
-        let mut outcome = Ok(());
-        for (agent, node) in self.agents.iter_mut().zip(&self.world.nodes) {
-            let Some(mut datapath) = agent.datapath.take() else {
-                continue;
-            };
-            let needs_mesh0 = self.rung.needs_mesh0();
-            let stopped = node.netns.enter(|| -> Result<()> {
-                let detached = datapath.detach();
-                if needs_mesh0 {
-                    with_mesh0(async |mesh0| mesh0.remove().await)?;
-                }
-                Ok(detached?)
-            });
-            outcome =
-                outcome.and(stopped.with_context(|| format!("could not detach on {}", node.netns.name)));
-        }
-        outcome
+        let running = stop(self.rung, &mut self.agents, self.world);
+        running.and(stop(self.rung, &mut self.idle, self.world))
     }
 
     /// Runs `work` with a node's data path, in its network namespace.
@@ -249,8 +281,28 @@ impl<'a> Mesh<'a> {
     }
 
     /// The address of a service on a node.
-    pub(crate) fn frontend(&self, number: usize, service: ServiceKey) -> SocketAddrV4 {
-        SocketAddrV4::new(self.world.node(number).address, service.port)
+    pub(crate) fn frontend(&self, number: usize, service: ServiceKey) -> SocketAddr {
+        SocketAddr::new(self.world.node(number).frontend, service.port)
+    }
+
+    /// The address of a service on a node for the processes there.
+    pub(crate) fn loopback(&self, service: ServiceKey) -> SocketAddr {
+        SocketAddr::new(self.world.family.loopback(), service.port)
+    }
+
+    /// The client's first address.
+    pub(crate) fn client(&self) -> IpAddr {
+        self.world.family.clients()[0]
+    }
+
+    /// Who can ask a service of node 1, by a frontend's address.
+    pub(crate) fn askers(&self) -> Vec<(&'static str, &'a Netns)> {
+        let (world, node) = (self.world, self.world.node(1));
+        let mut askers = vec![("the client", &world.client), ("a local process", &node.netns)];
+        if world.family == Family::Ipv4 {
+            askers.push(("a container", &world.container("x1").netns));
+        }
+        askers
     }
 
     /// The counters that are not zero, for a story that failed.
@@ -283,6 +335,31 @@ impl<'a> Mesh<'a> {
         }
         evidence
     }
+}
+
+impl Idle {
+    /// Takes them out of the kernel.
+    pub(crate) fn stop(mut self, world: &World) -> Result<()> {
+        stop(self.rung, &mut self.agents, world)
+    }
+}
+
+fn stop(rung: &Rung, agents: &mut [Agent], world: &World) -> Result<()> {
+    let mut outcome = Ok(());
+    for (agent, node) in agents.iter_mut().zip(&world.nodes) {
+        let Some(mut datapath) = agent.datapath.take() else {
+            continue;
+        };
+        let stopped = node.netns.enter(|| -> Result<()> {
+            let detached = datapath.detach();
+            if rung.needs_mesh0() {
+                with_mesh0(async |mesh0| mesh0.remove().await)?;
+            }
+            Ok(detached?)
+        });
+        outcome = outcome.and(stopped.with_context(|| format!("could not detach on {}", node.netns.name)));
+    }
+    outcome
 }
 
 impl Drop for Mesh<'_> {
@@ -325,14 +402,18 @@ fn check_tables(mut found: Dump, wanted: &Desired) -> Result<()> {
     Ok(())
 }
 
-fn make_mesh0(node_address: Ipv4Addr) -> Result<HostInterface> {
+fn make_mesh0(node_address: Ipv4Addr, family: Family) -> Result<HostInterface> {
     let settings = mesh0::Settings {
         service_address: SERVICE_ADDRESS,
         node_address,
         uplink_mtu: MTU,
-        ipv6: false,
+        ipv6: family == Family::Ipv6,
     };
-    with_mesh0(async |mesh0| mesh0.ensure(settings).await)
+    with_mesh0(async |mesh0| {
+        let device = mesh0.ensure(settings).await?;
+        mesh0.ensure_clients(settings, device).await?;
+        Ok(device)
+    })
 }
 
 fn with_mesh0<T>(work: impl AsyncFnOnce(&Mesh0) -> Result<T, mesh0::Mesh0Error>) -> Result<T> {

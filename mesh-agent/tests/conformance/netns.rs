@@ -64,6 +64,19 @@ impl Netns {
             .with_context(|| format!("in {}", self.name))
     }
 
+    /// Lets it have IPv6 addresses: those that it is given, and no more.
+    pub(crate) fn enable_ipv6(&self) -> Result<()> {
+        for (setting, value) in [
+            ("default/accept_ra", "0"),
+            ("default/addr_gen_mode", "1"),
+            ("default/disable_ipv6", "0"),
+            ("all/disable_ipv6", "0"),
+        ] {
+            self.sysctl(&format!("ipv6/conf/{setting}"), value)?;
+        }
+        Ok(())
+    }
+
     /// Writes a setting below `/proc/sys/net`.
     pub(crate) fn sysctl(&self, setting: &str, value: &str) -> Result<()> {
         self.enter(|| sysctl(&format!("net/{setting}"), value))

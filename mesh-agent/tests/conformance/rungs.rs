@@ -14,7 +14,7 @@ use mesh_agent::{
     probes::{Geneve, Medium},
 };
 
-use crate::world::Link;
+use crate::world::{Family, Link};
 
 /// Where connections of local processes are sent, on data paths that redirect them.
 pub(crate) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 1);
@@ -32,6 +32,8 @@ pub(crate) struct Rung {
     kernels: Kernels,
     /// What nodes are connected by.
     pub(crate) link: Link,
+    /// What clients speak.
+    pub(crate) family: Family,
     pub(crate) capabilities: Capabilities,
 }
 
@@ -111,7 +113,7 @@ const IPVS: Capabilities = Capabilities {
     takes_every_size: false,
 };
 
-/// All of them, best first, and then those on other links than a card.
+/// All of them, best first, and then those on other links than a card, and for clients that speak IPv6.
 pub(crate) const LADDER: &[Rung] = &[
     Rung {
         name: "ebpf-native-tcx",
@@ -122,6 +124,7 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::Since(6, 6),
         link: Link::Card,
+        family: Family::Ipv4,
         capabilities: EBPF,
     },
     Rung {
@@ -133,6 +136,7 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::Since(5, 15),
         link: Link::Card,
+        family: Family::Ipv4,
         capabilities: EBPF,
     },
     Rung {
@@ -144,6 +148,7 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::Since(5, 15),
         link: Link::Card,
+        family: Family::Ipv4,
         capabilities: EBPF,
     },
     Rung {
@@ -155,6 +160,7 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::Since(5, 15),
         link: Link::Card,
+        family: Family::Ipv4,
         capabilities: EBPF,
     },
     Rung {
@@ -162,6 +168,7 @@ pub(crate) const LADDER: &[Rung] = &[
         kind: Kind::Ipvs,
         kernels: Kernels::WithModule("ip_vs"),
         link: Link::Card,
+        family: Family::Ipv4,
         capabilities: IPVS,
     },
     // A VLAN device has no XDP in a driver, so none is used on the card below it either.
@@ -174,6 +181,7 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::WithModule("8021q"),
         link: Link::Vlan,
+        family: Family::Ipv4,
         capabilities: EBPF,
     },
     // A bond has, where its cards do.
@@ -186,6 +194,31 @@ pub(crate) const LADDER: &[Rung] = &[
         },
         kernels: Kernels::WithModule("bonding"),
         link: Link::Bond,
+        family: Family::Ipv4,
+        capabilities: EBPF,
+    },
+    Rung {
+        name: "ipv6-ebpf-native",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Native,
+            tc: TcChoice::Auto,
+            mode: Mode::XdpNative,
+        },
+        kernels: Kernels::Since(5, 15),
+        link: Link::Card,
+        family: Family::Ipv6,
+        capabilities: EBPF,
+    },
+    Rung {
+        name: "ipv6-ebpf-tc",
+        kind: Kind::Ebpf {
+            xdp: XdpChoice::Off,
+            tc: TcChoice::Auto,
+            mode: Mode::Tc,
+        },
+        kernels: Kernels::Since(5, 15),
+        link: Link::Card,
+        family: Family::Ipv6,
         capabilities: EBPF,
     },
     Rung {
@@ -193,6 +226,7 @@ pub(crate) const LADDER: &[Rung] = &[
         kind: Kind::Ipvs,
         kernels: Kernels::WithModule("ip_vs"),
         link: Link::Vlan,
+        family: Family::Ipv4,
         capabilities: IPVS,
     },
 ];
@@ -215,6 +249,11 @@ impl Rung {
             Kind::Ebpf { .. } => Programs::Tc,
             Kind::Ipvs => Programs::Ipvs,
         }
+    }
+
+    /// Whether the kernel takes its time to load it.
+    pub(crate) fn loads_slowly(&self) -> bool {
+        matches!(self.kind, Kind::Ebpf { .. })
     }
 
     /// Whether connections of local processes need the device mesh0.
@@ -316,7 +355,8 @@ pub(crate) fn chosen(filter: Option<&str>) -> Result<Vec<Chosen>> {
     };
     let mut chosen: Vec<Chosen> = Vec::new();
     for rung in LADDER.iter().filter(is_meant) {
-        let runs_them = |earlier: &Chosen| earlier.rung.programs() == rung.programs();
+        let what = |rung: &Rung| (rung.programs(), rung.family);
+        let runs_them = |earlier: &Chosen| what(earlier.rung) == what(rung);
         let hooks_only = chosen.iter().any(runs_them);
         chosen.push(Chosen { rung, hooks_only });
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, Ordering},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use etherparse::{Ipv4Header, PacketBuilder};
+use etherparse::{IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, UdpHeader};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::netns::Netns;
@@ -24,7 +24,7 @@ pub(crate) const TCP_PORT: u16 = 80;
 pub(crate) const UDP_PORT: u16 = 53;
 /// How long a client waits for an answer. Generous, for emulated machines: only failures take that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Answers in one namespace, with its name and the client's address as it sees it.
+/// Answers in one namespace by IPv4 and IPv6, with its name and the client's address as it sees it.
 pub(crate) struct Server {
     listener: TcpListener,
     datagrams: UdpSocket,
@@ -36,8 +36,8 @@ impl Server {
     /// Starts answering.
     pub(crate) fn start(netns: &Netns, name: &str) -> Result<Self> {
         let (listener, datagrams) = netns.enter(|| -> io::Result<_> {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, TCP_PORT))?;
-            Ok((listener, UdpSocket::bind((Ipv4Addr::UNSPECIFIED, UDP_PORT))?))
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, TCP_PORT))?;
+            Ok((listener, UdpSocket::bind((Ipv6Addr::UNSPECIFIED, UDP_PORT))?))
         })?;
         let ended = Arc::new(AtomicBool::new(false));
         let accepting = listener.try_clone()?;
@@ -89,7 +89,7 @@ fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
             return Ok(());
         }
         match line.trim_end().split_once(' ') {
-            None => writer.write_all(format!("{name} {peer}\n").as_bytes())?,
+            None => writer.write_all(format!("{name} {}\n", plain(peer)).as_bytes())?,
             Some(("get", count)) => writer.write_all(&pattern(number(count)?))?,
             Some((_, count)) => {
                 let mut bytes = vec![0; number(count)?];
@@ -98,6 +98,11 @@ fn serve(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
             }
         }
     }
+}
+
+/// An IPv4 client has an IPv6 address at a socket that takes both.
+fn plain(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 fn number(text: &str) -> io::Result<usize> {
@@ -132,7 +137,7 @@ fn echo(socket: &UdpSocket, name: &str, ended: &AtomicBool) {
     while !ended.load(Ordering::Relaxed) {
         // Errors are about clients that are gone.
         if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
-            let mut answer = format!("{name} {peer}").into_bytes();
+            let mut answer = format!("{name} {}", plain(peer)).into_bytes();
             answer.resize(length.max(answer.len()), b'\n');
             let _ = socket.send_to(&answer, peer);
         }
@@ -145,7 +150,7 @@ pub(crate) struct Answer {
     /// The server's name.
     pub(crate) replica: String,
     /// The client's address as the server sees it.
-    pub(crate) seen: SocketAddrV4,
+    pub(crate) seen: SocketAddr,
     /// The machine was so busy that the client sent its SYN again, which is a new choice of a replica.
     late: bool,
 }
@@ -165,6 +170,15 @@ impl Answer {
     }
 }
 
+/// Any address of the family of a target.
+fn any(target: SocketAddr, port: u16) -> SocketAddr {
+    let address: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(address, port)
+}
+
 /// A TCP connection that stays open.
 pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
@@ -172,14 +186,14 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects from any address and port.
-    pub(crate) fn open(netns: &Netns, target: SocketAddrV4) -> io::Result<Self> {
-        Self::open_from(netns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), target)
+    pub(crate) fn open(netns: &Netns, target: SocketAddr) -> io::Result<Self> {
+        Self::open_from(netns, any(target, 0), target)
     }
 
     /// Connects from an address and a port; 0 is any port.
-    pub(crate) fn open_from(netns: &Netns, source: SocketAddrV4, target: SocketAddrV4) -> io::Result<Self> {
+    pub(crate) fn open_from(netns: &Netns, source: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         netns.enter(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&source.into())?;
             socket.connect_timeout(&target.into(), PATIENCE)?;
@@ -192,9 +206,9 @@ impl Connection {
     }
 
     /// Connects from any address and port, and waits no longer than this.
-    pub(crate) fn open_within(netns: &Netns, target: SocketAddrV4, patience: Duration) -> io::Result<Self> {
+    pub(crate) fn open_within(netns: &Netns, target: SocketAddr, patience: Duration) -> io::Result<Self> {
         netns.enter(|| {
-            let stream = TcpStream::connect_timeout(&target.into(), patience)?;
+            let stream = TcpStream::connect_timeout(&target, patience)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(Self {
@@ -244,14 +258,14 @@ impl Connection {
 
 /// A UDP socket on a port that has not been used for a while: to a data path, a port that is used again
 /// within half a minute is the same flow, and random ports repeat now and then.
-fn fresh_datagram_socket() -> io::Result<UdpSocket> {
+fn fresh_datagram_socket(target: SocketAddr) -> io::Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
-    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+    UdpSocket::bind(any(target, port))
 }
 
 /// Asks once, over a new TCP connection.
-pub(crate) fn ask(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+pub(crate) fn ask(netns: &Netns, target: SocketAddr) -> io::Result<Answer> {
     /// The time after which a SYN is sent again (RFC 6298, section 2).
     const RETRANSMISSION: Duration = Duration::from_secs(1);
     let begin = Instant::now();
@@ -264,14 +278,14 @@ pub(crate) fn ask(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
 }
 
 /// Asks once, with a datagram from a new port; the answer must come from the address that was asked.
-pub(crate) fn ask_by_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+pub(crate) fn ask_by_datagram(netns: &Netns, target: SocketAddr) -> io::Result<Answer> {
     netns.enter(|| {
-        let socket = fresh_datagram_socket()?;
+        let socket = fresh_datagram_socket(target)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"who", target)?;
         let mut buffer = [0; 128];
         let (length, from) = socket.recv_from(&mut buffer)?;
-        if from != SocketAddr::V4(target) {
+        if from != target {
             return Err(io::Error::other(format!("the answer came from {from}")));
         }
         Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
@@ -280,9 +294,9 @@ pub(crate) fn ask_by_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result
 
 /// The same from a connected socket, which receives ICMP errors. The question is no shorter than what an ICMP
 /// error quotes of it: XDP on a veth has no room for an answer that is longer than the packet.
-pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> io::Result<Answer> {
+pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddr) -> io::Result<Answer> {
     netns.enter(|| {
-        let socket = fresh_datagram_socket()?;
+        let socket = fresh_datagram_socket(target)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(target)?;
         socket.send(b"who is it that answers here?")?;
@@ -293,9 +307,9 @@ pub(crate) fn ask_by_connected_datagram(netns: &Netns, target: SocketAddrV4) -> 
 }
 
 /// Asks once, with a datagram from a port.
-pub(crate) fn ask_from_port(netns: &Netns, port: u16, target: SocketAddrV4) -> io::Result<Answer> {
+pub(crate) fn ask_from_port(netns: &Netns, port: u16, target: SocketAddr) -> io::Result<Answer> {
     netns.enter(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let socket = UdpSocket::bind(any(target, port))?;
         let question = b"who is it that answers here?";
         socket.send_to(question, target)?;
         answer_of(&socket, target, question.len(), PATIENCE)
@@ -304,9 +318,9 @@ pub(crate) fn ask_from_port(netns: &Netns, port: u16, target: SocketAddrV4) -> i
 
 /// Asks with a datagram of so many bytes; the answer must have as many. Either may be lost once: kernels
 /// forbid to split what fits their card, and learn from that what the way carries.
-pub(crate) fn ask_with(netns: &Netns, target: SocketAddrV4, size: usize) -> io::Result<Answer> {
+pub(crate) fn ask_with(netns: &Netns, target: SocketAddr, size: usize) -> io::Result<Answer> {
     netns.enter(|| {
-        let socket = fresh_datagram_socket()?;
+        let socket = fresh_datagram_socket(target)?;
         let ask = |patience| {
             socket.send_to(&vec![b'?'; size], target)?;
             answer_of(&socket, target, size, patience)
@@ -322,16 +336,11 @@ pub(crate) fn ask_with(netns: &Netns, target: SocketAddrV4, size: usize) -> io::
     })
 }
 
-fn answer_of(
-    socket: &UdpSocket,
-    target: SocketAddrV4,
-    size: usize,
-    patience: Duration,
-) -> io::Result<Answer> {
+fn answer_of(socket: &UdpSocket, target: SocketAddr, size: usize, patience: Duration) -> io::Result<Answer> {
     socket.set_read_timeout(Some(patience))?;
     let mut buffer = vec![0; 1 << 16];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    if (length, from) != (size, SocketAddr::V4(target)) {
+    if (length, from) != (size, target) {
         return Err(io::Error::other(format!("{length} bytes came from {from}")));
     }
     Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
@@ -340,41 +349,102 @@ fn answer_of(
 /// The same in fragments of which the last is sent first, from one of the client's addresses.
 pub(crate) fn ask_backwards(
     netns: &Netns,
-    source: Ipv4Addr,
-    target: SocketAddrV4,
+    source: IpAddr,
+    target: SocketAddr,
     size: usize,
 ) -> io::Result<Answer> {
-    /// Bytes of a fragment: a multiple of 8.
-    const STEP: usize = 1480;
+    /// Bytes of a fragment: a multiple of 8. With the longest headers they fill an Ethernet frame.
+    const STEP: usize = 1448;
     netns.enter(|| {
-        let socket = fresh_datagram_socket()?;
+        let socket = fresh_datagram_socket(target)?;
         let port = socket.local_addr()?.port();
-        let mut packet = Vec::new();
-        PacketBuilder::ipv4(source.octets(), target.ip().octets(), 64)
-            .udp(port, target.port())
-            .write(&mut packet, &vec![b'?'; size])
-            .map_err(io::Error::other)?;
-        let (header, payload) = Ipv4Header::from_slice(&packet).map_err(io::Error::other)?;
-        // A raw socket that is given the header.
-        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        let payload = datagram(SocketAddr::new(source, port), target, size)?;
         let count = payload.len().div_ceil(STEP);
+        // A raw socket that is given the header.
+        let domain = Domain::for_address(target);
+        let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
         for (number, part) in payload.chunks(STEP).enumerate().rev() {
-            let mut header = header.clone();
-            header.dont_fragment = false;
-            header.more_fragments = number + 1 < count;
-            header.identification = port;
-            header.fragment_offset = u16::try_from(number * STEP / 8)
-                .ok()
-                .and_then(|offset| offset.try_into().ok())
-                .ok_or_else(|| io::Error::other("too long a datagram"))?;
-            header.set_payload_len(part.len()).map_err(io::Error::other)?;
-            let mut fragment = Vec::new();
-            header.write(&mut fragment)?;
-            fragment.extend_from_slice(part);
-            raw.send_to(&fragment, &SocketAddr::V4(target).into())?;
+            let headers = fragment_headers(
+                (source, target.ip()),
+                port,
+                (number * STEP, number + 1 < count),
+                part.len(),
+            )?;
+            let fragment = [&headers[..], part].concat();
+            raw.send_to(&fragment, &SocketAddr::new(target.ip(), 0).into())?;
         }
         answer_of(&socket, target, size, PATIENCE)
     })
+}
+
+/// A UDP header with its checksum, and that many bytes.
+fn datagram(source: SocketAddr, target: SocketAddr, size: usize) -> io::Result<Vec<u8>> {
+    let (ports, bytes) = ((source.port(), target.port()), vec![b'?'; size]);
+    let header = match (source.ip(), target.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => UdpHeader::with_ipv4_checksum(
+            ports.0,
+            ports.1,
+            &Ipv4Header::new(0, 64, IpNumber::UDP, from.octets(), to.octets()).map_err(io::Error::other)?,
+            &bytes,
+        ),
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let header = Ipv6Header {
+                source: from.octets(),
+                destination: to.octets(),
+                ..Ipv6Header::default()
+            };
+            UdpHeader::with_ipv6_checksum(ports.0, ports.1, &header, &bytes)
+        }
+        _ => return Err(io::Error::other("addresses of two families")),
+    };
+    let header = header.map_err(io::Error::other)?;
+    Ok([&header.to_bytes()[..], &bytes].concat())
+}
+
+/// The headers of a fragment of UDP, which begins at an offset, and may have others after it.
+fn fragment_headers(
+    addresses: (IpAddr, IpAddr),
+    identification: u16,
+    (offset, more_fragments): (usize, bool),
+    length: usize,
+) -> io::Result<Vec<u8>> {
+    let fragment_offset = u16::try_from(offset / 8)
+        .ok()
+        .and_then(|offset| offset.try_into().ok())
+        .ok_or_else(|| io::Error::other("too long a datagram"))?;
+    let length = u16::try_from(length).map_err(io::Error::other)?;
+    let mut headers = Vec::new();
+    match addresses {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = Ipv4Header::new(length, 64, IpNumber::UDP, from.octets(), to.octets())
+                .map_err(io::Error::other)?;
+            header.dont_fragment = false;
+            header.more_fragments = more_fragments;
+            header.identification = identification;
+            header.fragment_offset = fragment_offset;
+            header.write(&mut headers)?;
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let fragment = Ipv6FragmentHeader::new(
+                IpNumber::UDP,
+                fragment_offset,
+                more_fragments,
+                identification.into(),
+            );
+            let header = Ipv6Header {
+                payload_length: length + 8,
+                next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
+                hop_limit: 64,
+                source: from.octets(),
+                destination: to.octets(),
+                ..Ipv6Header::default()
+            };
+            header.write(&mut headers)?;
+            fragment.write(&mut headers)?;
+        }
+        _ => return Err(io::Error::other("addresses of two families")),
+    }
+    Ok(headers)
 }
 
 /// How many requests each replica answered. Begins anew, a few times, if one was answered late.

@@ -3,9 +3,9 @@
 //! `talk`; knows nothing of our mesh.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
     path::Path,
 };
@@ -23,7 +23,10 @@ use crate::{
 /// The client's addresses.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 200);
 /// Another address of the client.
-pub(crate) const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 201);
+const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 201);
+/// The client's IPv6 addresses.
+const CLIENT_IPV6: Ipv6Addr = ipv6(200);
+const OTHER_CLIENT_IPV6: Ipv6Addr = ipv6(201);
 /// The address of Docker's bridge, the same on every node.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 /// Another bridge of containers, with a name of its user's choice.
@@ -41,6 +44,46 @@ pub(crate) const CLAIMED_UDP: u16 = 9201;
 /// The containers of each node. Names end in the node's number; `x1`, `x2` and `y1` are clients only, and
 /// `y1` is on the other bridge.
 const CONTAINERS: [&[&str]; 2] = [&["a1", "b1", "x1", "y1"], &["a2", "b2", "x2"]];
+
+/// What clients speak. Containers and the way between nodes have IPv4 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6, to nodes that have both.
+    Ipv6,
+}
+
+impl Family {
+    /// The client's two addresses.
+    pub(crate) fn clients(self) -> [IpAddr; 2] {
+        match self {
+            Self::Ipv4 => [CLIENT.into(), OTHER_CLIENT.into()],
+            Self::Ipv6 => [CLIENT_IPV6.into(), OTHER_CLIENT_IPV6.into()],
+        }
+    }
+
+    /// A machine's own address.
+    pub(crate) fn loopback(self) -> IpAddr {
+        match self {
+            Self::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+            Self::Ipv6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// No address.
+    pub(crate) fn unspecified(self) -> IpAddr {
+        match self {
+            Self::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+/// The address of a machine on the wire.
+const fn ipv6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, number as u16)
+}
 
 /// What a machine is connected to the wire by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +128,7 @@ impl Link {
 /// All namespaces, connected.
 pub(crate) struct World {
     pub(crate) link: Link,
+    pub(crate) family: Family,
     pub(crate) wire: Netns,
     pub(crate) client: Netns,
     pub(crate) nodes: Vec<Node>,
@@ -96,7 +140,9 @@ pub(crate) struct World {
 pub(crate) struct Node {
     pub(crate) netns: Netns,
     pub(crate) address: Ipv4Addr,
-    /// The interface that has the address.
+    /// The address that clients know.
+    pub(crate) frontend: IpAddr,
+    /// The interface that has the addresses.
     pub(crate) uplink: HostInterface,
     /// All uplinks, by their names.
     pub(crate) uplinks: BTreeMap<String, HostInterface>,
@@ -120,7 +166,7 @@ pub(crate) struct Container {
 
 impl World {
     /// Makes them.
-    pub(crate) fn new(link: Link) -> Result<Self> {
+    pub(crate) fn new(link: Link, family: Family) -> Result<Self> {
         let wire = Netns::new("wire")?;
         let mut script = String::new();
         let _ = writeln!(
@@ -138,13 +184,19 @@ impl World {
         wire.run_with_input("ip", &["-batch", "-"], &script)?;
         let client = Netns::new("client")?;
         let client_mac = MacAddress([2, 0x99, 0, 0, 0, 200]);
-        let client_ends = plug(&wire, &client, link, client_mac, &[CLIENT, OTHER_CLIENT])?;
+        let mut addresses = BTreeSet::from(Family::Ipv4.clients());
+        if family == Family::Ipv6 {
+            client.enable_ipv6()?;
+            addresses.extend(family.clients());
+        }
+        let client_ends = plug(&wire, &client, link, client_mac, &addresses)?;
         let nodes = (1..=2_u8)
             .zip(CONTAINERS)
-            .map(|(number, names)| Node::new(&wire, link, number, names))
+            .map(|(number, names)| Node::new(&wire, link, family, number, names))
             .collect::<Result<_>>()?;
         let world = Self {
             link,
+            family,
             _client_ends: client_ends,
             _client_server: Server::start(&client, "client")?,
             wire,
@@ -173,7 +225,7 @@ impl World {
     fn wait_until_the_wire_carries(&self) -> Result<()> {
         for node in &self.nodes {
             crate::until("the client reaches the nodes", PATIENCE, || {
-                Ok(ask(&self.client, SocketAddrV4::new(node.address, TCP_PORT))?)
+                Ok(ask(&self.client, SocketAddr::new(node.frontend, TCP_PORT))?)
             })?;
         }
         Ok(())
@@ -181,11 +233,19 @@ impl World {
 }
 
 impl Node {
-    fn new(wire: &Netns, link: Link, number: u8, names: &[&'static str]) -> Result<Self> {
+    fn new(wire: &Netns, link: Link, family: Family, number: u8, names: &[&'static str]) -> Result<Self> {
         let netns = Netns::new(&format!("node{number}"))?;
         let address = Ipv4Addr::new(10, 99, 0, number);
         let mac = MacAddress([2, 0x99, 0, 0, 0, number]);
-        let ends = plug(wire, &netns, link, mac, &[address])?;
+        let frontend = match family {
+            Family::Ipv4 => address.into(),
+            Family::Ipv6 => {
+                netns.enable_ipv6()?;
+                ipv6(number).into()
+            }
+        };
+        let addresses = BTreeSet::from([address.into(), frontend]);
+        let ends = plug(wire, &netns, link, mac, &addresses)?;
         let gateway_mac = MacAddress([2, 0x42, 0, 0, 0, number]);
         netns.run_with_input(
             "ip",
@@ -222,6 +282,7 @@ impl Node {
             _server: Server::start(&netns, &format!("node{number}"))?,
             netns,
             address,
+            frontend,
             gateway_mac,
             containers,
         })
@@ -273,7 +334,7 @@ fn plug(
     netns: &Netns,
     link: Link,
     mac: MacAddress,
-    addresses: &[Ipv4Addr],
+    addresses: &BTreeSet<IpAddr>,
 ) -> Result<Vec<OwnedFd>> {
     let cards = link.cards(&netns.name);
     let (mut outside, mut inside) = (String::new(), String::new());
@@ -301,7 +362,13 @@ fn plug(
         let _ = writeln!(inside, "link add link eth0 name {device} type vlan id 5");
     }
     for address in addresses {
-        let _ = writeln!(inside, "address add {address}/24 dev {device}");
+        let options = match address {
+            IpAddr::V4(_) => "/24",
+            // The kernel chooses it only where it is asked to.
+            IpAddr::V6(OTHER_CLIENT_IPV6) => "/64 nodad preferred_lft 0",
+            IpAddr::V6(_) => "/64 nodad",
+        };
+        let _ = writeln!(inside, "address add {address}{options} dev {device}");
     }
     let _ = writeln!(inside, "link set {device} up\nroute add default via 10.99.0.254");
     wire.run_with_input("ip", &["-batch", "-"], &outside)?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use mesh_agent::{
@@ -134,6 +134,10 @@ impl Mesh<'_> {
             node: node.netns.name.clone(),
             datapath: self.rung.node_datapath(),
             addresses: BTreeSet::from([node.address, GATEWAY]),
+            ipv6_addresses: match node.frontend {
+                IpAddr::V4(_) => BTreeSet::new(),
+                IpAddr::V6(address) => BTreeSet::from([address]),
+            },
             containers,
             macs: node.uplinks.values().filter_map(|uplink| uplink.mac).collect(),
             uplinks: node

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddrV4,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ const REASONABLE: Duration = Duration::from_secs(60);
 /// another replica: who rotates exactly is another story, here each has to be reached in the end.
 pub(super) fn connect_to_all(
     netns: &Netns,
-    target: SocketAddrV4,
+    target: SocketAddr,
     replicas: &[&str],
 ) -> Result<BTreeMap<String, Connection>> {
     let mut all = BTreeMap::new();
@@ -55,17 +55,17 @@ pub(super) fn expect_all_open(connections: &mut BTreeMap<String, Connection>) ->
     Ok(())
 }
 
-/// The sources of connections: the client, a local process to both kinds of address, a container.
-fn sources<'a>(world: &'a World, mesh: &Mesh<'_>) -> [(&'static str, &'a Netns, SocketAddrV4); 4] {
+/// The sources of connections: those of [`Mesh::askers`], and a local process to its loopback address.
+fn sources<'a>(world: &'a World, mesh: &Mesh<'a>) -> Vec<(&'static str, &'a Netns, SocketAddr)> {
     let frontend = mesh.frontend(1, WEB);
-    let loopback = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, WEB.port);
-    let node = &world.node(1).netns;
-    [
-        ("the client", &world.client, frontend),
-        ("a local process", node, frontend),
-        ("a local process to loopback", node, loopback),
-        ("a container", &world.container("x1").netns, frontend),
-    ]
+    let askers = mesh.askers().into_iter();
+    let mut sources: Vec<_> = askers.map(|(source, netns)| (source, netns, frontend)).collect();
+    sources.push((
+        "a local process to loopback",
+        &world.node(1).netns,
+        mesh.loopback(WEB),
+    ));
+    sources
 }
 
 pub(super) fn draining(mesh: &mut Mesh<'_>) -> Result<()> {
@@ -204,6 +204,8 @@ pub(super) fn stale_snapshot(mesh: &mut Mesh<'_>) -> Result<()> {
 /// A replica's container is there and its packets are lost, one on each node in turn.
 pub(super) fn hanging_replica(mesh: &mut Mesh<'_>) -> Result<()> {
     const PATIENCE: Duration = Duration::from_millis(300);
+    /// What replicas know clients by.
+    const CLIENTS: [&str; 2] = ["10.99.0.0/24", "248.0.0.0/6"];
     if !mesh.rung.capabilities.passes_over {
         return Ok(());
     }
@@ -213,9 +215,13 @@ pub(super) fn hanging_replica(mesh: &mut Mesh<'_>) -> Result<()> {
     let target = mesh.frontend(1, WEB);
     for hanging in ["a2", "a1"] {
         let netns = &world.container(hanging).netns;
-        netns.run("ip", &["route", "add", "blackhole", "10.99.0.0/24"])?;
+        for clients in CLIENTS {
+            netns.run("ip", &["route", "add", "blackhole", clients])?;
+        }
         let outcome = pass_over(world, target, hanging, PATIENCE);
-        netns.run("ip", &["route", "delete", "blackhole", "10.99.0.0/24"])?;
+        for clients in CLIENTS {
+            netns.run("ip", &["route", "delete", "blackhole", clients])?;
+        }
         outcome.with_context(|| format!("while {hanging} hangs"))?;
         crate::until("it serves again", Duration::from_secs(5), || {
             let answer = ask(&world.client, target)?;
@@ -229,7 +235,7 @@ pub(super) fn hanging_replica(mesh: &mut Mesh<'_>) -> Result<()> {
 }
 
 /// At most three connections are lost, and one for each second that passes meanwhile.
-fn pass_over(world: &World, target: SocketAddrV4, hanging: &str, patience: Duration) -> Result<()> {
+fn pass_over(world: &World, target: SocketAddr, hanging: &str, patience: Duration) -> Result<()> {
     let begin = Instant::now();
     let mut lost = 0;
     for _ in 0..15 {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,6 @@ use crate::{
     mesh::{Mesh, WEB},
     talk::{Answer, Connection, PATIENCE, spread},
     until,
-    world::{CLIENT, OTHER_CLIENT},
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -33,10 +32,10 @@ fn has(mesh: &Mesh<'_>, algorithm: Algorithm) -> bool {
 }
 
 /// One connection of a client, from a port of its own.
-fn ask_from(mesh: &Mesh<'_>, source: Ipv4Addr) -> std::io::Result<Answer> {
+fn ask_from(mesh: &Mesh<'_>, source: IpAddr) -> std::io::Result<Answer> {
     Connection::open_from(
         &mesh.world.client,
-        SocketAddrV4::new(source, 0),
+        SocketAddr::new(source, 0),
         mesh.frontend(1, WEB),
     )?
     .ask()
@@ -49,7 +48,7 @@ pub(super) fn algorithms(mesh: &mut Mesh<'_>) -> Result<()> {
     for algorithm in Algorithm::ALL {
         mesh.publish_web(by(algorithm), REPLICAS);
         mesh.apply()?;
-        let answers = spread(32, || ask_from(mesh, CLIENT)).with_context(|| algorithm.name())?;
+        let answers = spread(32, || ask_from(mesh, mesh.client())).with_context(|| algorithm.name())?;
         ensure!(answers.len() >= 2, "{} spreads {answers:?}", algorithm.name());
         if !has(mesh, algorithm) {
             let name = format!("`{}`", algorithm.name());
@@ -72,11 +71,11 @@ pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
     }
     mesh.publish_web(by(Algorithm::WeightedRoundRobin), &["a1", "a2"]);
     mesh.start()?;
-    let answers = spread(16, || ask_from(mesh, CLIENT))?;
+    let answers = spread(16, || ask_from(mesh, mesh.client()))?;
     let expected = BTreeMap::from([("a1".to_owned(), 4), ("a2".to_owned(), 12)]);
     ensure!(answers == expected, "{answers:?}");
     let node = mesh.world.node(1);
-    let target = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    let target = mesh.loopback(WEB);
     let answers = spread(16, || crate::talk::ask(&node.netns, target))?;
     ensure!(answers == expected, "by loopback: {answers:?}");
     Ok(())
@@ -86,7 +85,7 @@ pub(super) fn weights(mesh: &mut Mesh<'_>) -> Result<()> {
 fn by_port(mesh: &Mesh<'_>, ports: impl Iterator<Item = u16>) -> Result<BTreeMap<u16, String>> {
     ports
         .map(|port| {
-            let source = SocketAddrV4::new(CLIENT, port);
+            let source = SocketAddr::new(mesh.client(), port);
             let mut connection = Connection::open_from(&mesh.world.client, source, mesh.frontend(1, WEB))
                 .with_context(|| format!("from port {port}"))?;
             let replica = connection.ask()?.replica;
@@ -111,7 +110,7 @@ pub(super) fn hash(mesh: &mut Mesh<'_>) -> Result<()> {
     // Every node chooses the same.
     if mesh.rung.capabilities.shows_clients_to_remote_replicas {
         let replica = &first[&20_000];
-        let source = SocketAddrV4::new(CLIENT, 20_000);
+        let source = SocketAddr::new(mesh.client(), 20_000);
         let mut connection = Connection::open_from(&mesh.world.client, source, mesh.frontend(2, WEB))?;
         let other = connection.ask()?.replica;
         connection.abort()?;
@@ -188,28 +187,26 @@ pub(super) fn affinity(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.publish_web(balance, REPLICAS);
     mesh.start()?;
     let mut homes = BTreeMap::new();
-    for client in [CLIENT, OTHER_CLIENT] {
+    let clients @ [first, second] = mesh.world.family.clients();
+    for client in clients {
         let answers = spread(6, || ask_from(mesh, client))?;
         ensure!(answers.len() == 1, "{client} reaches {answers:?}");
         homes.insert(client, answers.into_keys().next().unwrap_or_default());
     }
-    ensure!(
-        homes[&CLIENT] != homes[&OTHER_CLIENT],
-        "all clients reach {homes:?}"
-    );
-    mesh.drain("web", &homes[&CLIENT]);
+    ensure!(homes[&first] != homes[&second], "all clients reach {homes:?}");
+    mesh.drain("web", &homes[&first]);
     mesh.apply()?;
-    let answers = spread(6, || ask_from(mesh, CLIENT))?;
+    let answers = spread(6, || ask_from(mesh, first))?;
     ensure!(
-        answers.len() == 1 && !answers.contains_key(&homes[&CLIENT]),
+        answers.len() == 1 && !answers.contains_key(&homes[&first]),
         "{} drains, and its client reaches {answers:?}",
-        homes[&CLIENT]
+        homes[&first]
     );
-    let answers = spread(6, || ask_from(mesh, OTHER_CLIENT))?;
+    let answers = spread(6, || ask_from(mesh, second))?;
     ensure!(
-        answers.contains_key(&homes[&OTHER_CLIENT]) && answers.len() == 1,
+        answers.contains_key(&homes[&second]) && answers.len() == 1,
         "the other client has moved from {} to {answers:?}",
-        homes[&OTHER_CLIENT]
+        homes[&second]
     );
     Ok(())
 }

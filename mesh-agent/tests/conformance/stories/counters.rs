@@ -1,7 +1,5 @@
 //! The mesh's counters, compared with those of the client's kernel.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-
 use anyhow::{Context, Result, ensure};
 use mesh_agent::{
     datapath::Traffic,
@@ -192,7 +190,7 @@ pub(super) fn entry_node(mesh: &mut Mesh<'_>) -> Result<()> {
     let node = world.node(1);
     for (number, netns, target) in [
         (2, &node.netns, target),
-        (3, &node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, web.port)),
+        (3, &node.netns, mesh.loopback(web)),
         (4, &world.container("x1").netns, target),
     ] {
         ask(netns, target)?;

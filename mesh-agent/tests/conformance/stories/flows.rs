@@ -20,7 +20,7 @@ use crate::{
 
 const LISTED: ServiceKey = ServiceKey {
     protocol: Protocol::Tcp,
-    port: 9330,
+    port: 9350,
 };
 
 pub(super) fn listed(mesh: &mut Mesh<'_>) -> Result<()> {

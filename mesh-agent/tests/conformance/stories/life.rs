@@ -1,9 +1,6 @@
 //! How a data path starts and stops, and that it leaves what other programs made alone.
 
-use std::{
-    io::ErrorKind,
-    net::{Ipv4Addr, SocketAddrV4},
-};
+use std::{io::ErrorKind, net::SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::{
@@ -17,7 +14,7 @@ use crate::{
     state::{difference, state},
     talk::{Connection, PATIENCE, TCP_PORT, ask, ask_by_datagram, spread},
     until,
-    world::World,
+    world::{Family, World},
 };
 
 const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
@@ -31,16 +28,16 @@ const OTHER: ServiceKey = ServiceKey {
 /// Uses all parts of a data path.
 fn exercise(mesh: &Mesh<'_>) -> Result<()> {
     let node = mesh.world.node(1);
-    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
-    for (source, netns, target) in [
+    let loopback = mesh.loopback(WEB);
+    let mut askers = vec![
         ("the client", &mesh.world.client, mesh.frontend(1, WEB)),
         ("a local process", &node.netns, loopback),
-        (
-            "a container",
-            &mesh.world.container("x1").netns,
-            mesh.frontend(1, WEB),
-        ),
-    ] {
+    ];
+    if mesh.world.family == Family::Ipv4 {
+        let container = mesh.world.container("x1");
+        askers.push(("a container", &container.netns, mesh.frontend(1, WEB)));
+    }
+    for (source, netns, target) in askers {
         // A replica may not have finished with an earlier connection from one of the client's ports. Its
         // challenge ACK (RFC 5961) costs a turn, so a second attempt counts as well.
         let mut answers = spread(4, || ask(netns, target)).context(source)?;
@@ -190,7 +187,7 @@ fn remove_foreign(mesh: &Mesh<'_>) -> Result<()> {
 pub(super) fn others(mesh: &mut Mesh<'_>) -> Result<()> {
     make_foreign(mesh)?;
     let before = foreign(mesh)?;
-    let redirected = SocketAddrV4::new(mesh.world.node(1).address, 7778);
+    let redirected = SocketAddr::new(mesh.world.node(1).frontend, 7778);
     mesh.publish_web(Balance::default(), REPLICAS);
     mesh.start()?;
     exercise(mesh)?;
@@ -226,7 +223,7 @@ pub(super) fn adoption(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    let loopback = mesh.loopback(WEB);
     let mut kept = connect_to_all(&world.client, target, REPLICAS)?;
     let mut local = connect_to_all(&world.node(1).netns, loopback, REPLICAS)?;
     ask(&world.client, mesh.frontend(1, OTHER))?;

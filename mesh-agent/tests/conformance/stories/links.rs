@@ -37,11 +37,17 @@ pub(super) fn tagged(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.apply()?;
     mesh.check_modes(1)?;
     let node = mesh.world.node(1);
+    // The kernel ends a link whose file is removed a moment later.
+    until("XDP is off", PATIENCE, || {
+        let shown = node.netns.run_line("ip link show eth0")?;
+        ensure!(!shown.contains("xdp"), "{shown}");
+        Ok(())
+    })?;
     let macs = Macs {
         source: [2, 0x99, 0, 0, 0, 200],
         destination: node.uplink.mac.unwrap_or_default().0,
     };
-    let frontend = mesh.frontend(1, TAGGED);
+    let frontend = SocketAddrV4::new(node.address, TAGGED.port);
     let opening = |port| Packet::tcp(macs, SocketAddrV4::new(CLIENT, port), frontend, SYN).frame();
     let mut of_vlan = opening(40_001);
     of_vlan.splice(12..12, TAG);

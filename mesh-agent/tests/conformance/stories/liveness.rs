@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddrV4,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -112,7 +112,7 @@ fn forwards(wire: &Netns, whether: bool) -> Result<()> {
 }
 
 /// New connections, one after the other: how many each replica answered.
-fn answers(client: &Netns, target: SocketAddrV4, count: usize) -> Result<BTreeMap<String, usize>> {
+fn answers(client: &Netns, target: SocketAddr, count: usize) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     for number in 1..=count {
         let mut connection = Connection::open_within(client, target, BRIEFLY)

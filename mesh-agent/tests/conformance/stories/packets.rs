@@ -1,9 +1,6 @@
 //! Packets that are not whole, not small, or about other packets: fragments and ICMP errors.
 
-use std::{
-    io::ErrorKind,
-    net::{Ipv4Addr, SocketAddrV4},
-};
+use std::{io::ErrorKind, net::SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::{
@@ -21,7 +18,7 @@ use crate::{
     talk::{
         Connection, TCP_PORT, UDP_PORT, ask_backwards, ask_by_connected_datagram, ask_from_port, ask_with,
     },
-    world::{BRIDGE, CLIENT},
+    world::{BRIDGE, CLIENT, Family},
 };
 
 /// One byte less and one more than Ethernet carries, what a DNS answer may have, and the most that UDP can
@@ -58,17 +55,22 @@ fn with_each_replica(mesh: &mut Mesh<'_>, mut run: impl FnMut(&Mesh<'_>) -> Resu
 
 pub(super) fn datagrams_of_any_size(mesh: &mut Mesh<'_>) -> Result<()> {
     with_each_replica(mesh, |mesh| {
-        let node = &mesh.world.node(1).netns;
         let entry = mesh.frontend(1, ECHO);
-        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, ECHO.port);
-        for (who, netns, target) in [
-            ("the client", &mesh.world.client, entry),
-            ("a local process", node, entry),
-            ("a local process by 127.0.0.1", node, loopback),
-            ("a container", &mesh.world.container("x1").netns, entry),
-        ] {
+        let mut askers: Vec<_> = mesh
+            .askers()
+            .into_iter()
+            .map(|(who, netns)| (who, netns, entry))
+            .collect();
+        let node = &mesh.world.node(1).netns;
+        askers.push((
+            "a local process by its loopback address",
+            node,
+            mesh.loopback(ECHO),
+        ));
+        for (who, netns, target) in askers {
             let takes_all = mesh.rung.capabilities.takes_every_size;
-            if who != "the client" && !takes_all {
+            // A process's datagrams to an IPv6 address are served by connected sockets only.
+            if who != "the client" && (!takes_all || target.is_ipv6()) {
                 continue;
             }
             for size in SIZES.into_iter().filter(|size| takes_all || *size > 1472) {
@@ -83,7 +85,8 @@ pub(super) fn last_fragment_first(mesh: &mut Mesh<'_>) -> Result<()> {
     with_each_replica(mesh, |mesh| {
         // Of one that does not come in fragments the other node's answer may be lost, see `ask_with`.
         for size in &SIZES[1..] {
-            ask_backwards(&mesh.world.client, CLIENT, mesh.frontend(1, ECHO), *size)
+            let source = mesh.client();
+            ask_backwards(&mesh.world.client, source, mesh.frontend(1, ECHO), *size)
                 .with_context(|| format!("{size} bytes"))?;
         }
         Ok(())
@@ -92,11 +95,7 @@ pub(super) fn last_fragment_first(mesh: &mut Mesh<'_>) -> Result<()> {
 
 pub(super) fn closed_port(mesh: &mut Mesh<'_>) -> Result<()> {
     with_each_replica(mesh, |mesh| {
-        for (who, netns) in [
-            ("the client", &mesh.world.client),
-            ("a local process", &mesh.world.node(1).netns),
-            ("a container", &mesh.world.container("x1").netns),
-        ] {
+        for (who, netns) in mesh.askers() {
             match ask_by_connected_datagram(netns, mesh.frontend(1, CLOSED)) {
                 Ok(answer) => bail!("{} answers {who}", answer.replica),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
@@ -113,11 +112,8 @@ pub(super) fn own_datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
         return Ok(());
     }
     with_each_replica(mesh, |mesh| {
-        let outside = SocketAddrV4::new(CLIENT, UDP_PORT);
-        for (who, netns) in [
-            ("a process", &mesh.world.node(1).netns),
-            ("a container", &mesh.world.container("x1").netns),
-        ] {
+        let outside = SocketAddr::new(mesh.client(), UDP_PORT);
+        for (who, netns) in mesh.askers().into_iter().skip(1) {
             let answer = ask_from_port(netns, ECHO.port, outside).context(who)?;
             ensure!(
                 answer.replica == "client",
@@ -143,7 +139,7 @@ pub(super) fn big_tcp(mesh: &mut Mesh<'_>) -> Result<()> {
     }
     allow_big_tcp(&world.node(1).netns, BRIDGE)?;
     with_each_replica(mesh, |mesh| {
-        for target in [SocketAddrV4::new(CLIENT, TCP_PORT), mesh.frontend(1, WEB)] {
+        for target in [SocketAddr::new(CLIENT.into(), TCP_PORT), mesh.frontend(1, WEB)] {
             let mut connection = Connection::open(&mesh.world.container("x1").netns, target)?;
             let (down, up) = (connection.download(BYTES)?, connection.upload(BYTES)?);
             ensure!(
@@ -198,29 +194,51 @@ pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
     const BYTES: usize = 3_000_000;
     let router = &mesh.world.client;
     let far = Netns::new("far")?;
-    router.sysctl("ipv4/ip_forward", "1")?;
+    let family = mesh.world.family;
+    let (way, forwarding, [inside, outside], length) = match family {
+        Family::Ipv4 => (
+            "10.98.0.0/24",
+            "ipv4/ip_forward",
+            ["10.98.0.1", "10.98.0.2"],
+            "24",
+        ),
+        Family::Ipv6 => {
+            far.enable_ipv6()?;
+            (
+                "fd00:98::/64",
+                "ipv6/conf/all/forwarding",
+                ["fd00:98::1", "fd00:98::2"],
+                "64 nodad",
+            )
+        }
+    };
+    let gateway = family.clients()[0];
+    router.sysctl(forwarding, "1")?;
     router.run_with_input(
         "ip",
         &["-batch", "-"],
         &format!(
             "link add far0 mtu 1300 type veth peer name eth0 mtu 1500 netns {}\n\
-             address add 10.98.0.1/24 dev far0\nlink set far0 up\n",
+             address add {inside}/{length} dev far0\nlink set far0 up\n",
             far.network_path()
         ),
     )?;
     far.run_with_input(
         "ip",
         &["-batch", "-"],
-        "address add 10.98.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 10.98.0.1\n",
+        &format!(
+            "address add {outside}/{length} dev eth0\nlink set eth0 up\nroute add default via {inside}\n"
+        ),
     )?;
     for number in [1, 2] {
         let node = &mesh.world.node(number).netns;
-        node.run_line(&format!("ip route add 10.98.0.0/24 via {CLIENT}"))?;
+        node.run_line(&format!("ip route add {way} via {gateway}"))?;
     }
     with_each_replica(mesh, |mesh| {
         let entry_node = &mesh.world.node(1).netns;
-        for mtu in ["", "mtu 1200"] {
-            entry_node.run_line(&format!("ip route replace 10.98.0.0/24 via {CLIENT} {mtu}"))?;
+        // The least that IPv6 links carry (RFC 8200, section 5).
+        for mtu in ["", "mtu 1280"] {
+            entry_node.run_line(&format!("ip route replace {way} via {gateway} {mtu}"))?;
             let mut connection = Connection::open(&far, mesh.frontend(1, WEB))?;
             let right = connection.download(BYTES)?;
             ensure!(right == BYTES, "{right} of {BYTES} bytes are right ({mtu})");
@@ -231,8 +249,8 @@ pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
         mesh.world
             .node(number)
             .netns
-            .run_line("ip route del 10.98.0.0/24")?;
+            .run_line(&format!("ip route del {way}"))?;
     }
     router.run_line("ip link del far0")?;
-    router.sysctl("ipv4/ip_forward", "0")
+    router.sysctl(forwarding, "0")
 }

@@ -1,9 +1,9 @@
 //! Which clients reach a service, and which address the replica sees.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     mesh::{ECHO, Mesh, WEB},
     netns::Netns,
     talk::{Connection, TCP_PORT, ask, ask_by_connected_datagram, ask_by_datagram, spread},
-    world::{CLIENT, GATEWAY, OTHER_CLIENT},
+    world::{Family, GATEWAY},
 };
 
 /// How fast a port without replicas refuses: a client that gets no answer sends its SYN again for minutes.
@@ -67,15 +67,21 @@ pub(super) fn datagrams(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn local_processes(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     let node = mesh.world.node(1);
-    let loopback = Ipv4Addr::LOCALHOST;
-    for address in [node.address, loopback, Ipv4Addr::new(127, 1, 2, 3), GATEWAY] {
-        let target = SocketAddrV4::new(address, WEB.port);
+    let mut addresses = vec![node.frontend, mesh.world.family.loopback()];
+    if mesh.world.family == Family::Ipv4 {
+        addresses.extend([Ipv4Addr::new(127, 1, 2, 3), GATEWAY].map(IpAddr::from));
+    }
+    for address in addresses {
+        let target = SocketAddr::new(address, WEB.port);
         let answers = spread(8, || ask(&node.netns, target)).with_context(|| format!("TCP by {address}"))?;
         ensure!(answers == even(REPLICAS, 2), "TCP by {address}: {answers:?}");
-        let target = SocketAddrV4::new(address, ECHO.port);
-        let answers = spread(8, || ask_by_datagram(&node.netns, target))
-            .with_context(|| format!("UDP by {address}"))?;
-        ensure!(answers == even(REPLICAS, 2), "UDP by {address}: {answers:?}");
+        let target = SocketAddr::new(address, ECHO.port);
+        // The kernel sends what is for an IPv6 address to no IPv4 one, unless the socket is connected.
+        if address.is_ipv4() {
+            let answers = spread(8, || ask_by_datagram(&node.netns, target))
+                .with_context(|| format!("UDP by {address}"))?;
+            ensure!(answers == even(REPLICAS, 2), "UDP by {address}: {answers:?}");
+        }
         let answers = spread(8, || ask_by_connected_datagram(&node.netns, target))
             .with_context(|| format!("connected UDP by {address}"))?;
         ensure!(
@@ -157,44 +163,51 @@ fn hairpins(node: &Netns, expected: &[&str]) -> Result<()> {
 pub(super) fn replicas_see_clients(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     let node = mesh.world.node(1);
-    let entry = node.address;
-    let shows = mesh.rung.capabilities.shows_clients_to_remote_replicas;
-    let remote_sees = |client: Ipv4Addr| if shows { client } else { entry };
-    for client in [CLIENT, OTHER_CLIENT] {
-        seen_from(mesh, &mesh.world.client, client, |remote| {
-            if remote { remote_sees(client) } else { client }
-        })?;
+    let entry = IpAddr::from(node.address);
+    let family = mesh.world.family;
+    let mut seen = BTreeSet::new();
+    for client in family.clients() {
+        let remote = match mesh.rung.capabilities.shows_clients_to_remote_replicas {
+            true => client,
+            false => entry,
+        };
+        let found = seen_from(mesh, &mesh.world.client, client)?;
+        if family == Family::Ipv4 {
+            ensure!(found == [client, remote], "{client} is seen as {found:?}");
+        } else {
+            // Replicas have IPv4 only: to all of them one address stands for it, and for no other client.
+            ensure!(
+                found[0] == found[1] && found[0].is_ipv4(),
+                "{client} is seen as {found:?}"
+            );
+        }
+        ensure!(seen.insert(found[0]), "two clients are seen as {found:?}");
     }
     // Packets of a node and of its containers have the node's address.
-    let any = Ipv4Addr::UNSPECIFIED;
-    seen_from(mesh, &node.netns, any, |_| entry).context("from a local process")?;
-    seen_from(mesh, &mesh.world.container("x1").netns, any, |_| entry).context("from a container")
+    let found = seen_from(mesh, &node.netns, family.unspecified()).context("from a local process")?;
+    ensure!(found == [entry; 2], "a local process is seen as {found:?}");
+    if family == Family::Ipv4 {
+        let netns = &mesh.world.container("x1").netns;
+        let found = seen_from(mesh, netns, family.unspecified()).context("from a container")?;
+        ensure!(found == [entry; 2], "a container is seen as {found:?}");
+    }
+    Ok(())
 }
 
-/// Asks all replicas from an address, and checks which address each of them sees.
-fn seen_from(
-    mesh: &Mesh<'_>,
-    netns: &Netns,
-    source: Ipv4Addr,
-    expected: impl Fn(bool) -> Ipv4Addr,
-) -> Result<()> {
-    let mut asked = BTreeMap::new();
-    for _ in REPLICAS {
-        let mut connection =
-            Connection::open_from(netns, SocketAddrV4::new(source, 0), mesh.frontend(1, WEB))?;
+/// Asks all replicas from an address: the ones that those of node 1 and of node 2 see.
+fn seen_from(mesh: &Mesh<'_>, netns: &Netns, source: IpAddr) -> Result<[IpAddr; 2]> {
+    let mut seen: BTreeMap<String, IpAddr> = BTreeMap::new();
+    for _ in 0..3 * REPLICAS.len() {
+        let mut connection = Connection::open_from(netns, SocketAddr::new(source, 0), mesh.frontend(1, WEB))?;
         let answer = connection.ask()?;
-        let remote = answer.replica.ends_with('2');
-        ensure!(
-            *answer.seen.ip() == expected(remote),
-            "{} sees {}, not {}",
-            answer.replica,
-            answer.seen,
-            expected(remote)
-        );
-        asked.insert(answer.replica, ());
+        seen.insert(answer.replica, answer.seen.ip());
+        if seen.len() == REPLICAS.len() {
+            let [a1, a2, b1, b2] = ["a1", "a2", "b1", "b2"].map(|name| seen[name]);
+            ensure!(a1 == b1 && a2 == b2, "replicas of one node see {seen:?}");
+            return Ok([a1, a2]);
+        }
     }
-    ensure!(asked.len() == REPLICAS.len(), "only {asked:?} were asked");
-    Ok(())
+    bail!("only {seen:?} were asked")
 }
 
 pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
@@ -207,11 +220,7 @@ pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
         } else {
             mesh.apply()?;
         }
-        for (source, netns) in [
-            ("the client", &mesh.world.client),
-            ("a local process", &mesh.world.node(1).netns),
-            ("a container", &mesh.world.container("x1").netns),
-        ] {
+        for (source, netns) in mesh.askers() {
             let doing = || format!("between {source} and {replica}");
             let mut connection = Connection::open(netns, mesh.frontend(1, WEB)).with_context(doing)?;
             let right = connection.download(BYTES).with_context(doing)?;
@@ -234,11 +243,7 @@ pub(super) fn bulk(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn refusal(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.publish_web(Balance::default(), &[]);
     mesh.start()?;
-    for (source, netns) in [
-        ("the client", &mesh.world.client),
-        ("a local process", &mesh.world.node(1).netns),
-        ("a container", &mesh.world.container("x1").netns),
-    ] {
+    for (source, netns) in mesh.askers() {
         let begin = Instant::now();
         for (kind, answer) in [
             ("TCP", ask(netns, mesh.frontend(1, WEB))),
@@ -259,31 +264,35 @@ pub(super) fn refusal(mesh: &mut Mesh<'_>) -> Result<()> {
 pub(super) fn other_traffic(mesh: &mut Mesh<'_>) -> Result<()> {
     web(mesh)?;
     let node = mesh.world.node(1);
+    let family = mesh.world.family;
+    let client = family.clients()[0];
     // The node's own server, on an unpublished port.
-    let answer = ask(&mesh.world.client, SocketAddrV4::new(node.address, TCP_PORT))?;
+    let answer = ask(&mesh.world.client, SocketAddr::new(node.frontend, TCP_PORT))?;
     ensure!(
-        answer.replica == "node1" && *answer.seen.ip() == CLIENT,
+        answer.replica == "node1" && answer.seen.ip() == client,
         "{answer:?}"
     );
-    let answer = ask(&node.netns, SocketAddrV4::new(Ipv4Addr::LOCALHOST, TCP_PORT))?;
+    let answer = ask(&node.netns, SocketAddr::new(family.loopback(), TCP_PORT))?;
     ensure!(
         answer.replica == "node1" && answer.seen.ip().is_loopback(),
         "{answer:?}"
     );
     // A container dials out: the client sees its node's address, as without a mesh.
-    let outside = SocketAddrV4::new(CLIENT, TCP_PORT);
-    let answer = ask(&mesh.world.container("a1").netns, outside)?;
-    ensure!(
-        answer.replica == "client" && IpAddr::V4(*answer.seen.ip()) == IpAddr::V4(node.address),
-        "{answer:?}"
-    );
+    if family == Family::Ipv4 {
+        let answer = ask(
+            &mesh.world.container("a1").netns,
+            SocketAddr::new(client, TCP_PORT),
+        )?;
+        ensure!(
+            answer.replica == "client" && answer.seen.ip() == node.frontend,
+            "{answer:?}"
+        );
+    }
     // A node dials its peer.
-    let answer = ask(
-        &node.netns,
-        SocketAddrV4::new(mesh.world.node(2).address, TCP_PORT),
-    )?;
+    let peer = SocketAddr::new(mesh.world.node(2).frontend, TCP_PORT);
+    let answer = ask(&node.netns, peer)?;
     ensure!(
-        answer.replica == "node2" && *answer.seen.ip() == node.address,
+        answer.replica == "node2" && answer.seen.ip() == node.frontend,
         "{answer:?}"
     );
     Ok(())

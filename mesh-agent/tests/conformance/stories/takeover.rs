@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -25,7 +25,7 @@ const REPLICAS: &[&str] = &["a1", "b1", "a2", "b2"];
 const WITHOUT_A_LOSS: Duration = Duration::from_millis(900);
 
 /// New connections, one after the other, until the end; returns how many there were.
-fn stream(netns: &Netns, target: SocketAddrV4, ended: &AtomicBool) -> io::Result<usize> {
+fn stream(netns: &Netns, target: SocketAddr, ended: &AtomicBool) -> io::Result<usize> {
     let mut count = 0;
     while !ended.load(Ordering::Relaxed) {
         Connection::open_within(netns, target, WITHOUT_A_LOSS)?.ask()?;
@@ -39,7 +39,7 @@ pub(super) fn other_maps(mesh: &mut Mesh<'_>) -> Result<()> {
     mesh.start()?;
     let world = mesh.world;
     let target = mesh.frontend(1, WEB);
-    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, WEB.port);
+    let loopback = mesh.loopback(WEB);
     let mut kept = connect_to_all(&world.client, target, REPLICAS)?;
     let mut local = connect_to_all(&world.node(1).netns, loopback, REPLICAS)?;
     let before = mesh.counters(1)?;
