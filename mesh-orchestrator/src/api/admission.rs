@@ -1,5 +1,5 @@
 //! What the services of a token's holder may be: without a grant nothing that gives a container power
-//! over its node, and only published ports that the token names, if it names any. Pure.
+//! over its node, and only published ports, secrets and configs that the token names, if it names any. Pure.
 
 use std::fmt;
 
@@ -17,6 +17,12 @@ pub(super) struct Rules {
     /// The ports that they may publish; any if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ports: Option<Vec<PortRange>>,
+    /// What the names of the secrets that they may have begin with; any if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) secrets: Option<Vec<String>>,
+    /// The same of configs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) configs: Option<Vec<String>>,
 }
 
 /// A part of a specification that the token does not allow.
@@ -34,7 +40,10 @@ impl Rules {
             (Some(_), None) => false,
             (Some(_), Some(others)) => others.iter().all(|range| self.publishes(*range)),
         };
-        ports && other.allow.iter().all(|grant| self.grants(grant))
+        ports
+            && includes_names(self.secrets.as_deref(), other.secrets.as_deref())
+            && includes_names(self.configs.as_deref(), other.configs.as_deref())
+            && other.allow.iter().all(|grant| self.grants(grant))
     }
 
     fn grants(&self, needed: &Grant) -> bool {
@@ -97,6 +106,31 @@ impl Rules {
                 &grant,
             )?;
         }
+        let files = [
+            (
+                "task_template.container_spec.secrets.source",
+                &container.secrets,
+                &self.secrets,
+            ),
+            (
+                "task_template.container_spec.configs.source",
+                &container.configs,
+                &self.configs,
+            ),
+        ];
+        for (field, files, prefixes) in files {
+            let Some(prefixes) = prefixes else { continue };
+            if let Some(refused) = files.iter().find(|file| !begins(&file.source, prefixes)) {
+                return Err(Refusal {
+                    field,
+                    value: refused.source.clone(),
+                    needs: match prefixes.is_empty() {
+                        true => "a token that allows some".to_owned(),
+                        false => format!("to begin with {}", prefixes.join(" or ")),
+                    },
+                });
+            }
+        }
         let Some(ports) = &self.ports else {
             return Ok(());
         };
@@ -119,6 +153,19 @@ impl Rules {
     }
 }
 
+fn begins(name: &str, prefixes: &[String]) -> bool {
+    prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+}
+
+/// Whether every name that the others allow is allowed by these.
+fn includes_names(prefixes: Option<&[String]>, others: Option<&[String]>) -> bool {
+    match (prefixes, others) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(prefixes), Some(others)) => others.iter().all(|other| begins(other, prefixes)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +175,54 @@ mod tests {
         Rules {
             allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
             ports: ports.map(|ports| ports.iter().map(|text| text.parse().unwrap()).collect()),
+            ..Rules::default()
         }
+    }
+
+    fn names(secrets: Option<&[&str]>, configs: Option<&[&str]>) -> Rules {
+        let owned = |prefixes: &[&str]| -> Vec<String> { prefixes.iter().map(ToString::to_string).collect() };
+        Rules {
+            secrets: secrets.map(owned),
+            configs: configs.map(owned),
+            ..Rules::default()
+        }
+    }
+
+    #[test]
+    fn only_secrets_and_configs_with_the_prefixes_may_be_used() {
+        let using = |kind: &str, name: &str| {
+            spec("web", |json| {
+                json["task_template"]["container_spec"][kind] = serde_json::json!([{"source": name}]);
+            })
+        };
+        let limited = names(Some(&["web-", "shared."]), Some(&[]));
+        assert!(limited.check(&using("secrets", "web-key")).is_ok());
+        assert!(limited.check(&using("secrets", "shared.ca")).is_ok());
+        for (kind, name) in [
+            ("secrets", "db-key"),
+            ("secrets", "my-web-key"),
+            ("configs", "web-a"),
+        ] {
+            assert!(limited.check(&using(kind, name)).is_err(), "{kind} {name}");
+            assert!(
+                names(None, None).check(&using(kind, name)).is_ok(),
+                "{kind} {name}"
+            );
+        }
+        assert!(limited.check(&spec("web", |_| {})).is_ok());
+    }
+
+    #[test]
+    fn a_token_gives_no_other_names_than_it_has() {
+        let mine = names(Some(&["web-"]), None);
+        assert!(mine.include(&names(Some(&["web-a", "web-"]), None)));
+        assert!(mine.include(&names(Some(&[]), Some(&["x"]))));
+        assert!(!mine.include(&names(Some(&["we"]), None)));
+        assert!(!mine.include(&names(None, None)), "any secret");
+        assert!(
+            !names(None, Some(&["x"])).include(&names(None, None)),
+            "any config"
+        );
     }
 
     #[test]

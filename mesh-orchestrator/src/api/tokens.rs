@@ -36,10 +36,23 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
         mut scopes,
         allow,
         ports,
+        secrets,
+        configs,
         expires_at,
     } = call.json()?;
-    let rules = Rules { allow, ports };
     check_name("name", &name)?;
+    for (field, prefixes) in [("secrets", &secrets), ("configs", &configs)] {
+        if prefixes.iter().flatten().any(String::is_empty) {
+            let allowed = "the beginnings of names; none in an empty list, any without the field";
+            return Err(SpecError::invalid(field, "", allowed).into());
+        }
+    }
+    let rules = Rules {
+        allow,
+        ports,
+        secrets,
+        configs,
+    };
     scopes.sort_unstable();
     scopes.dedup();
     if scopes.is_empty() {
@@ -57,7 +70,8 @@ pub(super) async fn create(call: Call) -> Result<Response, ApiError> {
     {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
-            "the token cannot allow its services more than your own token does: name permissions and ports that it has",
+            "the token cannot allow its services more than your own token does: name permissions, ports, secrets and configs \
+             that it has",
         ));
     }
     let now = call.api.cluster().clock().now();
@@ -120,6 +134,8 @@ fn view(name: &str, stored: Credential) -> TokenView {
         scopes: stored.scopes,
         allow: stored.rules.allow,
         ports: stored.rules.ports,
+        secrets: stored.rules.secrets,
+        configs: stored.rules.configs,
         created_at: stored.created_at,
         expires_at: stored.expires_at,
     }

@@ -259,6 +259,41 @@ async fn the_services_of_a_token_have_no_power_over_nodes_unless_it_says_so() ->
         .await?
         .expect(created)?;
 
+    // Secrets and configs by their names.
+    let named = json!({"name": "named", "scopes": ["services:write", "tokens:write"],
+                       "secrets": ["named-"], "configs": []});
+    let made = server
+        .post("/v1/tokens", named)
+        .await?
+        .expect(StatusCode::CREATED)?;
+    assert_eq!(
+        (&made.json["secrets"], &made.json["configs"]),
+        (&json!(["named-"]), &json!([]))
+    );
+    let named = made.json["token"].as_str().context("token")?.to_owned();
+    let all_names = json!({"name": "all-names", "scopes": ["services:write"], "secrets": [""]});
+    server
+        .post("/v1/tokens", all_names)
+        .await?
+        .error(StatusCode::BAD_REQUEST, "secrets")?;
+    for name in ["named-key", "db-key"] {
+        let secret = json!({"name": name, "data": "eA=="});
+        server.post("/v1/secrets", secret).await?.expect(created)?;
+    }
+    let mut with_secret = spec("with-secret", 0);
+    with_secret["task_template"]["container_spec"]["secrets"] = json!([{"source": "db-key"}]);
+    let refused = send(&named, Method::POST, "/v1/services", &with_secret).await?;
+    refused.error(forbidden, "begin with named-")?;
+    with_secret["task_template"]["container_spec"]["secrets"] = json!([{"source": "named-key"}]);
+    send(&named, Method::POST, "/v1/services", &with_secret)
+        .await?
+        .expect(created)?;
+    let more =
+        json!({"name": "more", "scopes": ["services:write"], "secrets": ["named-", "db-"], "configs": []});
+    send(&named, Method::POST, "/v1/tokens", &more)
+        .await?
+        .expect(forbidden)?;
+
     // A token that makes tokens gives no more than it has.
     for (maker, allow, status) in [
         (&plain, json!(["host-network"]), forbidden),

@@ -37,6 +37,13 @@ pub struct Create {
     /// The only ports that its services may publish, such as 443,8000-8099 [default: any]
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
     ports: Option<Vec<PortRange>>,
+    /// What the names of the secrets that its services may have begin with, such as web-,shared-; '' for none
+    /// [default: any]
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    secrets: Option<Vec<String>>,
+    /// The same of configs
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    configs: Option<Vec<String>>,
     /// Time until it expires (ms|s|m|h) [default: never]
     #[arg(long, value_name = "DURATION", value_parser = units::time)]
     expires: Option<Duration>,
@@ -60,6 +67,8 @@ pub(super) async fn run(api: &Api, command: TokenCommand) -> Result<(), Failure>
                 scopes: create.scope,
                 allow: create.allow,
                 ports: create.ports,
+                secrets: prefixes(create.secrets),
+                configs: prefixes(create.configs),
                 expires_at: create.expires.map(|time| now() + time),
             };
             let made: TokenCreated = api.post(&["tokens"], &body).await?;
@@ -71,4 +80,9 @@ pub(super) async fn run(api: &Api, command: TokenCommand) -> Result<(), Failure>
         }
         TokenCommand::Rm(remove) => remove_each(api, "tokens", &remove.tokens).await,
     }
+}
+
+/// An empty text stands for no name at all.
+fn prefixes(given: Option<Vec<String>>) -> Option<Vec<String>> {
+    given.map(|texts| texts.into_iter().filter(|text| !text.is_empty()).collect())
 }

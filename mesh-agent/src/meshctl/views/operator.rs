@@ -49,10 +49,12 @@ pub(crate) const TOKENS: Layout = Layout {
         ("Scopes", "SCOPES"),
         ("Allow", "ALLOW"),
         ("Ports", "PORTS"),
+        ("Secrets", "SECRETS"),
+        ("Configs", "CONFIGS"),
         ("CreatedAt", "CREATED"),
         ("ExpiresAt", "EXPIRES"),
     ],
-    table: r"{{.Name}}\t{{.Scopes}}\t{{.Allow}}\t{{.Ports}}\t{{.CreatedAt}}\t{{.ExpiresAt}}",
+    table: r"{{.Name}}\t{{.Scopes}}\t{{.Allow}}\t{{.Ports}}\t{{.Secrets}}\t{{.Configs}}\t{{.CreatedAt}}\t{{.ExpiresAt}}",
     quiet: "{{.Name}}",
     raw: &[],
 };
@@ -99,16 +101,10 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
         .map(|token| {
             let scopes: Vec<String> = token.scopes.iter().map(ToString::to_string).collect();
             let allow: Vec<String> = token.allow.iter().map(ToString::to_string).collect();
-            let ports = token.ports.as_ref().map_or_else(
-                || "any".to_owned(),
-                |ports| {
-                    ports
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect::<Vec<_>>()
-                        .join(",")
-                },
-            );
+            let ports = token
+                .ports
+                .as_ref()
+                .map(|ports| ports.iter().map(ToString::to_string).collect());
             let expires = match token.expires_at {
                 None => "never".to_owned(),
                 Some(at) if at <= now => "expired".to_owned(),
@@ -118,12 +114,28 @@ pub(crate) fn token_rows(tokens: &[TokenView], now: Timestamp) -> Vec<Value> {
                 token.name.as_str().into(),
                 scopes.join(",").into(),
                 allow.join(",").into(),
-                ports.into(),
+                limited(ports).into(),
+                limited(names(&token.secrets)).into(),
+                limited(names(&token.configs)).into(),
                 ago(token.created_at, now).into(),
                 expires.into(),
             ])
         })
         .collect()
+}
+
+/// What a token's services are limited to, if they are.
+fn limited(texts: Option<Vec<String>>) -> String {
+    match texts {
+        None => "any".to_owned(),
+        Some(texts) if texts.is_empty() => "none".to_owned(),
+        Some(texts) => texts.join(","),
+    }
+}
+
+fn names(prefixes: &Option<Vec<String>>) -> Option<Vec<String>> {
+    let shown = |prefixes: &Vec<String>| prefixes.iter().map(|prefix| format!("{prefix}*")).collect();
+    prefixes.as_ref().map(shown)
 }
 
 /// `backup inspect --pretty`.

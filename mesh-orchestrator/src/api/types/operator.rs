@@ -77,6 +77,12 @@ pub struct TokenCreate {
     /// The ports that its holder's services may publish; any if left out.
     #[serde(default)]
     pub ports: Option<Vec<PortRange>>,
+    /// What the names of the secrets that its holder's services may have begin with; any if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<String>>,
+    /// The same of configs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configs: Option<Vec<String>>,
     /// When it expires; never if left out.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
@@ -95,6 +101,12 @@ pub struct TokenView {
     /// The ports that its holder's services may publish; any if left out.
     #[serde(default)]
     pub ports: Option<Vec<PortRange>>,
+    /// What the names of the secrets that its holder's services may have begin with; any if left out.
+    #[serde(default)]
+    pub secrets: Option<Vec<String>>,
+    /// The same of configs.
+    #[serde(default)]
+    pub configs: Option<Vec<String>>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it expires.
