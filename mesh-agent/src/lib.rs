@@ -27,6 +27,7 @@ pub mod probes;
 pub mod process;
 #[cfg(test)]
 mod scenarios;
+pub mod serve;
 pub mod source;
 
 /// The release of this program.

@@ -4,9 +4,7 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -19,21 +17,27 @@ use axum::{
 };
 use mesh_support::error_chain;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, Sleep, sleep},
+    net::TcpListener,
+    sync::{Mutex, watch},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Metrics;
-use crate::admin::Introspect;
+use crate::{
+    admin::Introspect,
+    serve::{self, Limits, Plain},
+};
 
 /// Enough for a handful of Prometheus servers and a person with curl.
-const MAX_CONNECTIONS: usize = 32;
-/// Longer than almost every scrape interval, so that a scraper keeps its connection.
-const IDLE_LIMIT: Duration = Duration::from_secs(150);
+const LIMITS: Limits = Limits {
+    connections: 32,
+    per_address: 16,
+    handshake: Duration::from_secs(5),
+    // Longer than almost every scrape interval, so that a scraper keeps its connection.
+    head: Duration::from_secs(150),
+};
 
 /// How long to wait before a port that is taken is tried again.
 const BIND_AGAIN: Duration = Duration::from_secs(2);
@@ -50,7 +54,7 @@ pub struct MetricsServerError {
 /// An open port, which [`MetricsServer::run`] serves.
 #[derive(Debug)]
 pub struct MetricsServer {
-    listener: BoundedListener,
+    listener: TcpListener,
     address: SocketAddr,
 }
 
@@ -101,13 +105,7 @@ impl MetricsServer {
         let fail = |source| MetricsServerError { address, source };
         let listener = TcpListener::bind(address).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        Ok(Self {
-            listener: BoundedListener {
-                listener,
-                free: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            },
-            address,
-        })
+        Ok(Self { listener, address })
     }
 
     /// Where it listens; the port is the kernel's choice if 0 was given.
@@ -131,7 +129,7 @@ impl MetricsServer {
             });
         tokio::select! {
             // A scrape can be repeated: connections are dropped at once when the agent stops.
-            _ = axum::serve(self.listener, router).into_future() => {}
+            () = serve::serve(self.listener, LIMITS, Plain, router) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -146,80 +144,6 @@ async fn scrape(State(scrape): State<Scrape>) -> Response {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error_chain(&error)).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// Accepts no more than [`MAX_CONNECTIONS`] at a time; further ones wait in the kernel's queue.
-#[derive(Debug)]
-struct BoundedListener {
-    listener: TcpListener,
-    free: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for BoundedListener {
-    type Io = BoundedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
-            return std::future::pending().await;
-        };
-        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
-        let stream = BoundedStream {
-            stream,
-            idle: Box::pin(sleep(IDLE_LIMIT)),
-            _permit: permit,
-        };
-        (stream, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that ends when nothing arrives for [`IDLE_LIMIT`].
-struct BoundedStream {
-    stream: TcpStream,
-    idle: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for BoundedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.stream).poll_read(context, buffer) {
-            Poll::Ready(result) => {
-                self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
-                Poll::Ready(result)
-            }
-            Poll::Pending => {
-                ready!(self.idle.as_mut().poll(context));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
-        }
-    }
-}
-
-impl AsyncWrite for BoundedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -149,13 +149,15 @@ async fn follow(files: Files, mut seen: Stamp, every: Duration, apply: impl Fn(F
 #[cfg(test)]
 mod tests {
     use tokio::{
-        io::AsyncReadExt,
         net::TcpStream,
         time::{Instant, timeout},
     };
     use tokio_rustls::TlsConnector;
 
-    use super::{super::listener::TlsListener, *};
+    use super::{
+        super::listener::{API, TlsListener},
+        *,
+    };
 
     const QUICK: Duration = Duration::from_millis(20);
     const LIMIT: Duration = Duration::from_secs(10);
@@ -178,15 +180,11 @@ mod tests {
         write(&files, "one");
         let config =
             Followed::start_checking(files.clone(), QUICK, |credentials| credentials.server(false)).unwrap();
-        let mut listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), config)
+        let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), config)
             .await
             .unwrap();
-        let address = axum::serve::Listener::local_addr(&listener).unwrap();
-        tokio::spawn(async move {
-            loop {
-                drop(axum::serve::Listener::accept(&mut listener).await);
-            }
-        });
+        let address = listener.address();
+        tokio::spawn(listener.serve(API, axum::Router::new()));
         let connector = {
             // The client accepts whatever is shown: the name shows which certificate it is.
             let trusting = Files {
@@ -198,10 +196,8 @@ mod tests {
         let shown = async || {
             let stream = TcpStream::connect(address).await.unwrap();
             let name = rustls_pki_types::ServerName::try_from("any").unwrap();
-            let mut stream = connector().connect(name, stream).await.ok()?;
-            let certificates = stream.get_ref().1.peer_certificates()?.to_vec();
-            let _ = stream.read_to_end(&mut Vec::new()).await;
-            Some(certificates)
+            let stream = connector().connect(name, stream).await.ok()?;
+            Some(stream.get_ref().1.peer_certificates()?.to_vec())
         };
         let first = shown().await.unwrap();
         // A key that does not match changes nothing.

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::Router;
 use futures_util::future::join_all;
 use mesh_orchestrator::{
     api::Access,
@@ -26,13 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    listener::TlsListener,
+    listener,
     open::{Opened, Reach},
     options::MISSED_HEARTBEATS,
     program::Programs,
     relayed,
     source::{self, LabelErrors},
-    tls::Peer,
     tunnel_key,
     worker::{Worker, WorkerOptions},
     workers,
@@ -189,7 +187,11 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
                     workers::by_peer(managers, None)
                 }
             };
-            serve(listener, router)
+            let limits = match access {
+                Access::Tokens => listener::API,
+                Access::Trusted => listener::AGENTS,
+            };
+            listener.serve(limits, router)
         }));
         let keep_workers = async {
             if let Some(workers) = &workers {
@@ -248,13 +250,6 @@ async fn prove(
         proven.send_replace(true);
     }
     std::future::pending::<()>().await;
-}
-
-/// Serves a port forever.
-async fn serve(listener: TlsListener, router: Router) {
-    // Without a shutdown signal it never returns.
-    let service = router.into_make_service_with_connect_info::<Peer>();
-    let _ = axum::serve(listener, service).await;
 }
 
 /// Publishes the snapshot whenever the objects change.

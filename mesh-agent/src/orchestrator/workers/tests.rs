@@ -23,7 +23,7 @@ use super::{
     super::{
         certificates::{Files, Followed},
         exchange::exchange,
-        listener::TlsListener,
+        listener::{AGENTS, TlsListener},
         managers::TlsManagers,
         testing::Certificates,
         tls::{Client, Credentials},
@@ -88,11 +88,10 @@ impl Manager {
                 let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), server)
                     .await
                     .unwrap();
-                let address = axum::serve::Listener::local_addr(&listener).unwrap().to_string();
+                let address = listener.address().to_string();
                 let agents = Router::new().fallback(|| async { "everything" });
                 let router = by_peer(agents, Some(routes(&workers)));
-                let service = router.into_make_service_with_connect_info::<Peer>();
-                tokio::spawn(async move { axum::serve(listener, service).await });
+                tokio::spawn(listener.serve(AGENTS, router));
                 tokio::spawn(async move { workers.keep().await });
                 (cluster, vault, address)
             }

@@ -22,11 +22,14 @@ use self::{refusal::Refusal, session::session};
 use super::{FeedError, tls};
 use crate::{
     model::NodeId,
+    serve::Open,
     source::{Announcements, HintHandle, NodeIdentity, Relay, SourceState},
 };
 
 /// Limits memory: two for each of more nodes than any Swarm has.
 const MAX_CONNECTIONS: usize = 8192;
+/// The same of one address: a node connects anew while its connections before have not ended.
+const PER_ADDRESS: usize = 64;
 /// Refusals that come faster are logged at debug level only.
 const LOG_GAP: Duration = Duration::from_secs(1);
 
@@ -110,6 +113,7 @@ impl FeedServer {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut sessions = JoinSet::new();
         let mut config: Option<(Arc<NodeIdentity>, Arc<ServerConfig>)> = None;
+        let open = Open::new(MAX_CONNECTIONS, PER_ADDRESS);
         info!(address = %self.address, "serving the feed to other nodes");
         loop {
             let accepted = tokio::select! {
@@ -126,10 +130,13 @@ impl FeedServer {
                     continue;
                 }
             };
-            if sessions.len() >= MAX_CONNECTIONS {
-                self.shared.refuse(peer, &Refusal::TooManyConnections);
-                continue;
-            }
+            let counted = match open.admit(peer.ip()) {
+                Ok(counted) => counted,
+                Err(why) => {
+                    self.shared.refuse(peer, &Refusal::TooManyConnections(why));
+                    continue;
+                }
+            };
             let identity = self.shared.options.identity.current();
             let current = config.take().filter(|(of, _)| Arc::ptr_eq(of, &identity));
             let settings = match current.map_or_else(|| tls::server(&identity), |(_, current)| Ok(current)) {
@@ -148,6 +155,7 @@ impl FeedServer {
                 if let Err(refusal) = session(stream, peer, settings, &identity, &shared).await {
                     shared.refuse(peer, &refusal);
                 }
+                drop(counted);
             });
         }
         sessions.shutdown().await;

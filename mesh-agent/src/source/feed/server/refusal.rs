@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::MAX_CONNECTIONS;
 use crate::{
     model::NodeId,
+    serve::TooMany,
     source::{
         SubjectError,
         feed::wire::{OLDEST, VERSION, WireError},
@@ -14,8 +14,8 @@ use crate::{
 /// Why a connection is not served, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("there are already {MAX_CONNECTIONS} connections")]
-    TooManyConnections,
+    #[error(transparent)]
+    TooManyConnections(TooMany),
     #[error("it did not finish the TLS handshake")]
     Handshake(#[source] io::Error),
     #[error("it presented no certificate")]
@@ -43,7 +43,7 @@ impl Refusal {
     /// The name in the metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::TooManyConnections => "too_many_connections",
+            Self::TooManyConnections(_) => "too_many_connections",
             Self::Handshake(_) => "handshake",
             Self::NoCertificate => "no_certificate",
             Self::Untrusted(_) => "untrusted_certificate",
