@@ -63,7 +63,8 @@ impl Handshake for Plain {
     }
 }
 
-/// Serves a port, for ever. When the future is dropped, each connection ends after the request that it answers.
+/// Serves a port, for ever. When the future is dropped, each connection ends after the request that it
+/// answers.
 pub async fn serve<H: Handshake>(listener: TcpListener, limits: Limits, handshake: H, router: Router) {
     let open = Open::new(limits.connections, limits.per_address);
     let refused = Refused::default();

@@ -2,11 +2,9 @@
 //! agent's view; commands go to the agent through [`Control`].
 
 use std::{
-    io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use axum::{
@@ -17,10 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use nix::net::if_::if_nametoindex;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Mutex,
-};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -36,6 +31,7 @@ use super::{
     explain, flows, monitor,
     relayed::{self, AskedByNode, Relayed, find_node},
     routes::routes,
+    socket::{ServerError, Socket},
     status::status,
 };
 use crate::{
@@ -46,39 +42,10 @@ use crate::{
     source::Relay,
 };
 
-/// How long open requests may take to finish when the agent stops.
-const DRAIN: Duration = Duration::from_secs(2);
-
-/// The admin socket could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// Another agent listens on it.
-    #[error(
-        "another agent is already listening on {0}: stop it first, or give this one its own --admin-socket"
-    )]
-    InUse(PathBuf),
-    /// The path exists and is not a socket.
-    #[error("{0} exists and is not a socket: remove it, or choose another --admin-socket")]
-    NotASocket(PathBuf),
-    /// A file operation failed.
-    #[error("cannot {operation} {path} for the admin socket: check that its folder is writable")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// The socket or its folder.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// A bound admin socket; [`AdminServer::run`] answers on it.
 #[derive(Debug)]
 pub struct AdminServer {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
+    socket: Socket,
     router: Router,
     relayed: Relayed,
 }
@@ -107,32 +74,7 @@ impl AdminServer {
         relay: Relay,
         doctor: doctor::Options,
     ) -> Result<Self, ServerError> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(ServerError::NotASocket(path.to_owned()));
-            }
-            Ok(_) if UnixStream::connect(path).await.is_ok() => {
-                return Err(ServerError::InUse(path.to_owned()));
-            }
-            _ => {}
-        }
-        ensure_folder(path)?;
-        // Bind under another name and rename, so that the socket never has a wider mode, and an old one is
-        // replaced atomically.
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        // An earlier process with the same pid may have left one.
-        let _ = std::fs::remove_file(&fresh);
-        let listener = UnixListener::bind(&fresh).map_err(fail("bind", &fresh))?;
-        let publish = || {
-            std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-            std::fs::rename(&fresh, path)?;
-            Ok(std::fs::symlink_metadata(path)?.ino())
-        };
-        let inode = publish()
-            .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
-            .map_err(fail("create", path))?;
+        let socket = Socket::bind(path).await?;
         let admin = Admin {
             drains: Drains::new(Arc::clone(&agent), control.clone(), relay.clone()),
             agent,
@@ -143,9 +85,7 @@ impl AdminServer {
             walk: Arc::default(),
         };
         Ok(Self {
-            listener,
-            path: path.to_owned(),
-            inode,
+            socket,
             relayed: Relayed::new(admin.drains.clone(), reads().with_state(admin.clone())),
             router: router(admin),
         })
@@ -166,47 +106,7 @@ impl AdminServer {
 
     /// Serves until `stop` is cancelled, then removes the socket.
     pub async fn run(self, stop: CancellationToken) {
-        let stopped = stop.clone();
-        let serve = axum::serve(self.listener, self.router)
-            .with_graceful_shutdown(async move { stopped.cancelled().await });
-        let give_up = async {
-            stop.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        tokio::select! {
-            // axum's accept loop retries by itself and ends only at the shutdown signal.
-            _ = serve => {}
-            () = give_up => {}
-        }
-        // The next agent may already have its socket here.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// The folder of a socket, created with mode 0755 if it is missing.
-///
-/// # Errors
-/// When a file operation fails.
-pub(crate) fn ensure_folder(socket: &Path) -> Result<&Path, ServerError> {
-    let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
-        return Ok(Path::new("."));
-    };
-    if !folder.exists() {
-        std::fs::create_dir_all(folder).map_err(fail("create", folder))?;
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder, mode).map_err(fail("set the mode of", folder))?;
-    }
-    Ok(folder)
-}
-
-fn fail(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServerError {
-    let path = path.to_owned();
-    move |source| ServerError::Io {
-        operation,
-        path,
-        source,
+        self.socket.serve(self.router, stop).await;
     }
 }
 
@@ -455,12 +355,14 @@ fn datapath_answer(datapath: DatapathStatus) -> DatapathAnswer {
     }
 }
 
-fn failure(status: StatusCode, error: String) -> Response {
+pub(super) fn failure(status: StatusCode, error: String) -> Response {
     (status, Json(Failure { error })).into_response()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::admin::{Client, view::fixture};
 

@@ -81,6 +81,38 @@ pub struct View {
 }
 
 impl View {
+    /// That of an agent that is starting, and knows nothing yet.
+    #[must_use]
+    pub fn starting(return_mode: ReturnMode) -> Self {
+        Self {
+            node: String::new(),
+            role: None,
+            source: SourceState::default(),
+            desired: Arc::default(),
+            applied_revision: 0,
+            datapath: NodeDatapath::Unknown,
+            datapath_status: Default::default(),
+            modes: Vec::new(),
+            without_hook: Default::default(),
+            datapath_errors: Vec::new(),
+            refused_services: Default::default(),
+            limited: Default::default(),
+            occupied_ports: Vec::new(),
+            probes: ProbeReport::default(),
+            drained: Default::default(),
+            failed: Default::default(),
+            lost_agents: Default::default(),
+            policy: Arc::default(),
+            ipv6_left: None,
+            return_mode,
+            docker_trouble: None,
+            metrics_trouble: None,
+            not_ready: Some("the agent is starting".to_owned()),
+            ready_without_snapshot: None,
+            started: SystemTime::now(),
+        }
+    }
+
     /// This node's host name; empty until the cluster is known.
     #[must_use]
     pub fn hostname(&self) -> String {

@@ -12,7 +12,7 @@ use super::{
     introspect::Introspection,
     membership::{self, EngineReport},
     preflight::find_cgroup,
-    sources::{Channels, Source, SourceHints},
+    sources::{self, Channels, Source, SourceHints},
     supervisor::Supervisor,
 };
 use crate::{
@@ -185,6 +185,21 @@ pub(super) struct Listeners {
     introspection: Arc<Introspection>,
 }
 
+/// What the doctor examines for this agent.
+pub(super) fn doctor_options(options: &RunOptions, scheduler: Scheduler) -> doctor::Options {
+    doctor::Options {
+        docker_socket: options.docker_socket.clone(),
+        docker_root: options.docker_root.clone(),
+        bpffs: options.bpffs.clone(),
+        // The doctor reports a missing one.
+        cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
+        orchestrator: scheduler == Scheduler::Orchestrator,
+        feed_port: options.feed_port,
+        geneve_port: options.geneve_port,
+        worker: sources::worker_checks(options),
+    }
+}
+
 impl Listeners {
     /// Binds the admin socket, whose commands come by the returned receiver. The metrics' port is bound
     /// later: one that is taken does not keep the agent from working.
@@ -197,16 +212,7 @@ impl Listeners {
         source: &dyn Source,
         relay: Relay,
     ) -> Result<(Self, mpsc::Receiver<control::Command>), AgentError> {
-        let doctor = doctor::Options {
-            docker_socket: options.docker_socket.clone(),
-            docker_root: options.docker_root.clone(),
-            bpffs: options.bpffs.clone(),
-            // The doctor reports a missing one.
-            cgroup: find_cgroup(options).ok().or_else(|| options.cgroup.clone()),
-            orchestrator: source.scheduler() == Scheduler::Orchestrator,
-            feed_port: options.feed_port,
-            geneve_port: options.geneve_port,
-        };
+        let doctor = doctor_options(options, source.scheduler());
         let agent: Arc<dyn Introspect> = introspection.clone();
         let (control, commands) = control::channel();
         let admin = AdminServer::bind(&options.admin_socket, agent, control, relay, doctor).await?;

@@ -102,7 +102,7 @@ pub(super) fn preflight(options: &RunOptions) -> Result<Lock, PreflightError> {
 /// # Errors
 /// When one does, or the socket's folder cannot be locked.
 pub(super) fn lock_run_folder(admin_socket: &Path) -> Result<Lock, PreflightError> {
-    lock(crate::admin::server::ensure_folder(admin_socket)?)
+    lock(crate::admin::ensure_folder(admin_socket)?)
 }
 
 /// Checks what eBPF needs in addition, and finds what the options do not specify. `held` is the lock from an

@@ -18,7 +18,7 @@ use super::{
     ladder::Ladder,
     local_device::LocalDevice,
     node::Agent,
-    parts::{ListenerChannels, Listeners, Parts, SourceChannels},
+    parts::{ListenerChannels, Listeners, Parts, SourceChannels, doctor_options},
     preflight::preflight,
     service_manager,
     signals::{Request, Signals},
@@ -26,7 +26,9 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
+    admin::{self, View},
     config::{Reloader, RunOptions},
+    discovery::Scheduler,
     docker::Docker,
     metrics::Metrics,
     probes::ProbeReport,
@@ -138,7 +140,21 @@ async fn open_source(
     docker: Docker,
     signals: &mut Signals,
 ) -> Result<Option<Box<dyn Source>>, AgentError> {
-    let opening = sources::open(options, docker);
+    let (waits, waiting) = watch::channel(None);
+    let opened = CancellationToken::new();
+    let source = async {
+        let source = sources::open(options, docker, &waits).await;
+        opened.cancel();
+        source
+    };
+    // Until then the admin socket says what the agent waits for.
+    let socket = async {
+        let view = View::starting(options.return_mode);
+        let doctor = doctor_options(options, Scheduler::Orchestrator);
+        let path = &options.admin_socket;
+        Ok(admin::serve_waiting(path, view, waiting, doctor, opened.clone()).await?)
+    };
+    let opening = async { tokio::try_join!(source, socket).map(|(source, ())| source) };
     tokio::pin!(opening);
     let mut alive = interval(WAITING_INTERVAL);
     loop {

@@ -1,8 +1,9 @@
 //! Checks the machine: what the kernel supports, what this process may do, what Docker offers, and which data
 //! path results. Only reads and probes; leaves nothing changed.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::PathBuf, sync::Arc, time::SystemTime};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,6 +42,15 @@ pub struct Options {
     pub feed_port: u16,
     /// UDP port of Geneve.
     pub geneve_port: u16,
+    /// What a node without access to the orchestrator's store needs in addition.
+    pub worker: Option<Arc<dyn WorkerChecks>>,
+}
+
+/// The checks of a node without access to the orchestrator's store: its certificates and its managers.
+#[async_trait]
+pub trait WorkerChecks: fmt::Debug + Send + Sync {
+    /// Makes them.
+    async fn checks(&self) -> Vec<Check>;
 }
 
 impl Default for Options {
@@ -53,6 +63,7 @@ impl Default for Options {
             orchestrator: false,
             feed_port: DEFAULT_FEED_PORT,
             geneve_port: DEFAULT_GENEVE_PORT,
+            worker: None,
         }
     }
 }
@@ -105,15 +116,15 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &str, detail: impl Into<String>) -> Self {
+    pub(crate) fn ok(name: &str, detail: impl Into<String>) -> Self {
         Self::new(name, Outcome::Ok, detail.into(), String::new())
     }
 
-    fn warn(name: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn warn(name: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(name, Outcome::Warn, detail.into(), remedy.into())
     }
 
-    fn fail(name: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn fail(name: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(name, Outcome::Fail, detail.into(), remedy.into())
     }
 
@@ -177,6 +188,9 @@ pub async fn examine(options: &Options, examiner: Examiner, running: Option<Runn
     let mut common = host::capability_checks();
     let docker = host::docker_checks(options).await;
     common.extend(docker.checks);
+    if let Some(worker) = &options.worker {
+        common.extend(worker.checks().await);
+    }
     let mut cluster = Vec::new();
     match &running {
         Some(running) => {

@@ -4,6 +4,7 @@
 
 mod api;
 mod certificates;
+mod examined;
 mod exchange;
 mod identity;
 mod listener;
@@ -24,6 +25,7 @@ mod tunnel_key;
 mod worker;
 mod workers;
 
+pub use examined::worker_checks;
 pub use identity::IdentityError;
 pub use open::{Opened, OrchestratorError, open};
 pub use options::OrchestratorOptions;

@@ -24,7 +24,7 @@ use mesh_orchestrator::{
     },
 };
 use mesh_support::error_chain;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use super::{
@@ -32,7 +32,7 @@ use super::{
     certificates::{Files, Followed, follow_files},
     identity::{self, IdentityError, Kept},
     listener::TlsListener,
-    managers::TlsManagers,
+    managers::{Attempts, TlsManagers},
     options::{MISSED_HEARTBEATS, Role},
     peers::{NoPeers, NotFromHere, TlsPeers},
     program::{ProgramError, Programs},
@@ -85,9 +85,15 @@ pub enum OrchestratorError {
     /// The secrets cannot be read.
     #[error("cannot open the vault of secrets (--secrets-key)")]
     Vault(#[from] VaultError),
-    /// A certificate or port of the API cannot be used.
-    #[error("cannot serve the orchestrator's API")]
+    /// A certificate or port cannot be used; it says which.
+    #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Flags that a worker without access to the store has no use for.
+    #[error(
+        "--managers makes this node a worker without access to the store, on which {} {} no effect: leave {} out, or \
+         --managers", .0.join(", "), if .0.len() == 1 { "has" } else { "have" }, if .0.len() == 1 { "it" } else { "them" }
+    )]
+    WithoutEffect(Vec<&'static str>),
     /// The record of agent programs cannot be read.
     #[error("cannot read which agent program this node runs")]
     Programs(#[from] ProgramError),
@@ -108,7 +114,7 @@ pub(super) enum Reach {
     /// It has access to the store, and the key of the secrets.
     Store(Arc<Vault>),
     /// Through managers.
-    Managers(Arc<RemoteStore>),
+    Managers(Arc<RemoteStore>, Attempts),
 }
 
 impl Reach {
@@ -116,7 +122,7 @@ impl Reach {
     pub(super) fn secrets(&self) -> Arc<dyn Secrets> {
         match self {
             Self::Store(vault) => Arc::clone(vault) as Arc<dyn Secrets>,
-            Self::Managers(store) => Arc::clone(store) as Arc<dyn Secrets>,
+            Self::Managers(store, _) => Arc::clone(store) as Arc<dyn Secrets>,
         }
     }
 
@@ -128,7 +134,7 @@ impl Reach {
     ) -> Result<AddressBlock, IdentityError> {
         match self {
             Self::Store(_) => identity::claim_block(cluster.store().as_ref(), node).await,
-            Self::Managers(store) => AddressBlock::new(store.block().await?).ok_or(IdentityError::Full),
+            Self::Managers(store, _) => AddressBlock::new(store.block().await?).ok_or(IdentityError::Full),
         }
     }
 }
@@ -158,7 +164,7 @@ pub struct Opened {
 }
 
 /// Opens everything; agents of other nodes are served on `peer_port`. Waits for an engine or a store that
-/// does not answer yet. Call it inside a tokio runtime.
+/// does not answer yet, and says in `waits` what for. Call it inside a tokio runtime.
 ///
 /// # Errors
 /// Every failure that waiting cannot cure.
@@ -166,12 +172,17 @@ pub async fn open(
     options: &OrchestratorOptions,
     peer_port: u16,
     docker: Docker,
+    waits: &watch::Sender<Option<String>>,
 ) -> Result<Opened, OrchestratorError> {
+    let without_effect = options.without_effect();
+    if !without_effect.is_empty() {
+        return Err(OrchestratorError::WithoutEffect(without_effect));
+    }
     // Read the files first, so that their errors show before the engine and the store answer.
     let peer_configs = peer_configs(options)?;
     let api_server = api_server(options)?;
     let runtime = DockerRuntime::new(docker);
-    let engine = describe(&runtime).await;
+    let engine = describe(&runtime, waits).await;
     if engine.swarm != "inactive" {
         return Err(OrchestratorError::InSwarm { state: engine.swarm });
     }
@@ -195,13 +206,18 @@ pub async fn open(
     let remote = match &peer_configs {
         Some((_, client)) if options.is_worker() => {
             let managers = TlsManagers::new(options.managers.clone(), client.clone());
-            Some(Arc::new(RemoteStore::new(Arc::new(managers))))
+            let attempts = managers.attempts();
+            Some((Arc::new(RemoteStore::new(Arc::new(managers))), attempts))
         }
         _ => None,
     };
+    let patient = Patient {
+        waits,
+        attempts: remote.as_ref().map(|(_, attempts)| attempts.clone()),
+    };
     let store = match &remote {
-        Some(remote) => Arc::clone(remote) as Arc<dyn Store>,
-        None => retry("the store", || open_store(options)).await?,
+        Some((remote, _)) => Arc::clone(remote) as Arc<dyn Store>,
+        None => patient.retry("the store", || open_store(options)).await?,
     };
     let patience = options.heartbeat * (MISSED_HEARTBEATS + 1);
     let waits_for = match remote {
@@ -212,33 +228,34 @@ pub async fn open(
         Some(name) => Kept::Certificate(name.clone()),
         None => Kept::File(options.state_dir.clone()),
     };
-    retry(waits_for, || async {
+    let unique = patient.retry(waits_for, || async {
         Ok(identity::ensure_unique(store.as_ref(), &id, address, &kept_in, patience).await?)
-    })
-    .await?;
-    let (cluster, upkeep) = retry("the cluster's objects", || async {
+    });
+    unique.await?;
+    let objects = patient.retry("the cluster's objects", || async {
         Ok(Cluster::open(Arc::clone(&store), Arc::new(clock)).await?)
-    })
-    .await?;
+    });
+    let (cluster, upkeep) = objects.await?;
     let reach = match remote {
-        Some(remote) => Reach::Managers(remote),
+        Some((remote, attempts)) => Reach::Managers(remote, attempts),
         None => {
-            let vault = retry("the vault", || async {
+            let vault = patient.retry("the vault", || async {
                 let path = options.secrets_key_path();
                 Ok(Vault::open(Arc::clone(&store), &path, clock.now()).await?)
             });
             Reach::Store(Arc::new(vault.await?))
         }
     };
-    let block = retry("a block of addresses", || async {
+    let block = patient.retry("a block of addresses", || async {
         Ok(reach.block(&cluster, &id).await?)
-    })
-    .await?;
+    });
+    let block = block.await?;
+    waits.send_replace(None);
     let engine_version = engine.version.clone();
     let node = describe_node(options, id, name, address, engine);
     let vault = match &reach {
         Reach::Store(vault) => Arc::clone(vault),
-        Reach::Managers(_) => Arc::new(Vault::without_keys(Arc::clone(&store))),
+        Reach::Managers(..) => Arc::new(Vault::without_keys(Arc::clone(&store))),
     };
     let workers = options
         .workers_ca
@@ -386,12 +403,13 @@ fn api_server(options: &OrchestratorOptions) -> Result<Option<(SocketAddr, Follo
     }
 }
 
-async fn describe(runtime: &dyn Runtime) -> EngineDescription {
+async fn describe(runtime: &dyn Runtime, waits: &watch::Sender<Option<String>>) -> EngineDescription {
     let mut warned = false;
     loop {
         match runtime.describe().await {
             Ok(engine) => return engine,
             Err(error) => {
+                waits.send_replace(Some(format!("Docker: {}", error_chain(&error))));
                 if !std::mem::replace(&mut warned, true) {
                     warn!(error = error_chain(&error), "waiting for Docker");
                 }
@@ -428,28 +446,46 @@ async fn open_store(options: &OrchestratorOptions) -> Result<Arc<dyn Store>, Orc
     Ok(store)
 }
 
-/// Tries until it succeeds, or fails in a way that waiting cannot cure.
-async fn retry<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
-where
-    F: Future<Output = Result<T, OrchestratorError>>,
-{
-    let mut logged = String::new();
-    loop {
-        match attempt().await {
-            Err(error) if is_temporary(&error) => {
-                if is_new(&mut logged, &error) {
-                    warn!(error = logged, "waiting for {what}");
+/// Tries again, and says what it waits for.
+struct Patient<'a> {
+    waits: &'a watch::Sender<Option<String>>,
+    /// What a worker knows of its managers.
+    attempts: Option<Attempts>,
+}
+
+impl Patient<'_> {
+    /// Tries until it succeeds, or fails in a way that waiting cannot cure.
+    async fn retry<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T, OrchestratorError>
+    where
+        F: Future<Output = Result<T, OrchestratorError>>,
+    {
+        let mut logged = String::new();
+        loop {
+            match attempt().await {
+                Err(error) if is_temporary(&error) => {
+                    let reason = self.reason(&error);
+                    self.waits.send_replace(Some(format!("{what}: {reason}")));
+                    if is_new(&mut logged, reason) {
+                        warn!(error = logged, "waiting for {what}");
+                    }
+                    sleep(RETRY).await;
                 }
-                sleep(RETRY).await;
+                result => return result,
             }
-            result => return result,
         }
+    }
+
+    /// Of a worker, why each manager does not serve it.
+    fn reason(&self, error: &OrchestratorError) -> String {
+        let tried = self.attempts.as_ref().map(Attempts::describe);
+        tried
+            .filter(|tried| !tried.is_empty())
+            .unwrap_or_else(|| error_chain(error))
     }
 }
 
 /// Whether an error is another one than the last that was logged: it may need another remedy.
-fn is_new(logged: &mut String, error: &OrchestratorError) -> bool {
-    let text = error_chain(error);
+fn is_new(logged: &mut String, text: String) -> bool {
     let is_new = text != *logged;
     *logged = text;
     is_new
@@ -487,7 +523,7 @@ fn describe_node(
 ) -> Node {
     Node {
         id,
-        role: match options.node_role {
+        role: match options.node_role.unwrap_or_default() {
             Role::Manager if worker.is_none() => NodeRole::Manager,
             Role::Manager | Role::Worker => NodeRole::Worker,
         },
@@ -513,17 +549,9 @@ mod tests {
 
     #[test]
     fn while_a_node_waits_each_new_reason_is_logged_once() {
-        let unavailable = |source: &str| {
-            OrchestratorError::Store(StoreError::Unavailable {
-                operation: "read",
-                store: "the managers".to_owned(),
-                advice: "",
-                source: source.into(),
-            })
-        };
         let mut logged = String::new();
         let reasons = ["refused", "refused", "not admitted", "not admitted", "refused"];
-        let new = reasons.map(|reason| is_new(&mut logged, &unavailable(reason)));
+        let new = reasons.map(|reason| is_new(&mut logged, reason.to_owned()));
         assert_eq!(new, [true, false, true, false, true]);
     }
 }

@@ -118,9 +118,9 @@ pub struct OrchestratorOptions {
     #[arg(long, env = "MESH_NODE_ADDRESS", value_name = "IPV4")]
     pub node_address: Option<Ipv4Addr>,
 
-    /// Whether this node may become the cluster's leader.
-    #[arg(long, env = "MESH_NODE_ROLE", value_name = "ROLE", default_value = "manager")]
-    pub node_role: Role,
+    /// Whether this node may become the cluster's leader [default: manager, with --managers worker].
+    #[arg(long, env = "MESH_NODE_ROLE", value_name = "ROLE")]
+    pub node_role: Option<Role>,
 
     /// A label for this node when it joins, NAME=VALUE; repeatable or comma-separated.
     #[arg(
@@ -229,6 +229,25 @@ impl OrchestratorOptions {
             })
         };
         own().or_else(|| self.etcd_tls())
+    }
+
+    /// The flags that were given and have no effect on a worker without access to the store. Those that clap
+    /// refuses together with `--managers` are not among them.
+    pub(super) fn without_effect(&self) -> Vec<&'static str> {
+        if !self.is_worker() {
+            return Vec::new();
+        }
+        [
+            (self.node_role == Some(Role::Manager), "--node-role manager"),
+            (self.backups.is_some(), "--backups"),
+            (self.api_url.is_some(), "--api-url"),
+            (self.etcd_ca.is_some(), "--etcd-ca"),
+            (self.etcd_certificate.is_some(), "--etcd-certificate"),
+            (self.etcd_key.is_some(), "--etcd-key"),
+        ]
+        .into_iter()
+        .filter_map(|(is_given, flag)| is_given.then_some(flag))
+        .collect()
     }
 
     /// Whether this node is a worker without access to the store.
@@ -367,7 +386,7 @@ mod tests {
         assert_eq!(options.store_path(), PathBuf::from("/srv/mesh/orchestrator.redb"));
         assert_eq!(options.secrets_key_path(), PathBuf::from("/srv/mesh/secrets.key"));
         assert_eq!(options.backups_path(), PathBuf::from("/srv/mesh/backups"));
-        assert_eq!(options.node_role, Role::Manager);
+        assert_eq!(options.node_role, None);
         assert_eq!(options.drain_time, Duration::from_secs(5));
     }
 
@@ -413,6 +432,21 @@ mod tests {
         ] {
             assert!(worker("10.0.0.1:9468", &more).is_err(), "{more:?}");
         }
+        let without_effect = |more: &[&str]| worker("10.0.0.1:9468", more).unwrap().without_effect();
+        assert_eq!(without_effect(&["--node-role", "worker"]), [""; 0]);
+        assert_eq!(
+            without_effect(&["--node-role", "manager"]),
+            ["--node-role manager"]
+        );
+        let given = ["--backups", "/b", "--api-url", "https://x"];
+        assert_eq!(without_effect(&given), ["--backups", "--api-url"]);
+        let etcd = ["--etcd-ca", "/ca", "--etcd-certificate", "/c", "--etcd-key", "/k"];
+        assert_eq!(
+            without_effect(&etcd),
+            ["--etcd-ca", "--etcd-certificate", "--etcd-key"]
+        );
+        let manager = parse(&[&["--orchestrator"], &given[..]].concat()).unwrap();
+        assert_eq!(manager.without_effect(), [""; 0]);
     }
 
     #[test]

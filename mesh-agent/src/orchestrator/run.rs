@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 
 use super::{
     listener,
+    managers::Attempts,
     open::{Opened, Reach},
     options::MISSED_HEARTBEATS,
     program::Programs,
@@ -55,8 +56,7 @@ const LAST_REPORTS: Duration = Duration::from_secs(1);
 /// The trouble of a node whose store does not answer.
 const NO_STORE: &str = "the store does not answer: changes are delayed";
 /// The same for a node without access to it.
-const NO_MANAGER: &str = "no manager serves this node: changes are delayed; the agent's log says why, such as that no \
-                          manager is reached, or that this node was removed (node rm)";
+const NO_MANAGER: &str = "no manager serves this node: changes are delayed";
 
 /// The orchestrator's ends of its channels to and from the mesh.
 #[derive(Debug)]
@@ -161,8 +161,11 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
         }
     };
     let work = async {
-        let sees_all = matches!(reach, Reach::Store(_));
-        let publish = publish(&cluster, &id, sees_all, &mesh.state);
+        let attempts = match &reach {
+            Reach::Store(_) => None,
+            Reach::Managers(_, attempts) => Some(attempts),
+        };
+        let publish = publish(&cluster, &id, attempts, &mesh.state);
         let announced = Announced {
             datapath: mesh.announcement,
             keys: mesh.keys,
@@ -182,7 +185,7 @@ pub async fn run(opened: Opened, mesh: Mesh, shutdown: CancellationToken) -> Res
                     workers::by_peer(agents, workers.as_ref().map(workers::routes))
                 }
                 // A manager asks for the logs of tasks, and what operators ask of this node.
-                (Access::Trusted, Reach::Managers(_)) => {
+                (Access::Trusted, Reach::Managers(..)) => {
                     let managers = api.log_routes().merge(relayed::routes(mesh.relayed.clone()));
                     workers::by_peer(managers, None)
                 }
@@ -253,7 +256,12 @@ async fn prove(
 }
 
 /// Publishes the snapshot whenever the objects change.
-async fn publish(cluster: &Cluster, own: &NodeId, sees_all: bool, state: &watch::Sender<SourceState>) {
+async fn publish(
+    cluster: &Cluster,
+    own: &NodeId,
+    attempts: Option<&Attempts>,
+    state: &watch::Sender<SourceState>,
+) {
     let mut changes = cluster.changes();
     let available = cluster.available();
     let mut logged = LabelErrors::new();
@@ -265,7 +273,7 @@ async fn publish(cluster: &Cluster, own: &NodeId, sees_all: bool, state: &watch:
         let registrations = cluster.registrations();
         let (mut snapshot, errors) = cluster.read(|state| source::snapshot(state, &registrations));
         // A worker does not know the tasks of all nodes.
-        let replicas = match sees_all {
+        let replicas = match attempts.is_none() {
             true => Arc::new(cluster.read(source::replicas)),
             false => Arc::default(),
         };
@@ -291,7 +299,7 @@ async fn publish(cluster: &Cluster, own: &NodeId, sees_all: bool, state: &watch:
             update(
                 state,
                 snapshot,
-                trouble(is_available, sees_all),
+                trouble(is_available, attempts),
                 &cluster.store().describe(),
             )
         });
@@ -317,25 +325,23 @@ fn silent_nodes(snapshot: &model::Cluster) -> BTreeSet<String> {
     silent.map(|node| node.hostname.clone()).collect()
 }
 
-/// Why changes are delayed, if they are.
-fn trouble(is_available: bool, sees_all: bool) -> Option<&'static str> {
-    match (is_available, sees_all) {
-        (true, _) => None,
-        (false, true) => Some(NO_STORE),
-        (false, false) => Some(NO_MANAGER),
+/// Why changes are delayed, if they are. A worker knows why its managers do not serve it.
+fn trouble(is_available: bool, attempts: Option<&Attempts>) -> Option<String> {
+    if is_available {
+        return None;
     }
+    Some(match attempts.map(Attempts::describe) {
+        None => NO_STORE.to_owned(),
+        Some(tried) if tried.is_empty() => NO_MANAGER.to_owned(),
+        Some(tried) => format!("{NO_MANAGER}; {tried}"),
+    })
 }
 
 /// Stores a new snapshot; true if receivers must be notified.
-fn update(
-    state: &mut SourceState,
-    snapshot: model::Cluster,
-    trouble: Option<&'static str>,
-    origin: &str,
-) -> bool {
+fn update(state: &mut SourceState, snapshot: model::Cluster, trouble: Option<String>, origin: &str) -> bool {
     let mut snapshot = Arc::new(snapshot);
     keep_known(&mut snapshot, &state.cluster);
-    let (is_available, trouble) = (trouble.is_none(), trouble.map(str::to_owned));
+    let is_available = trouble.is_none();
     let is_first = state.confirmed.is_none();
     let is_new = is_first || snapshot != state.cluster;
     let notify = is_new || trouble != state.trouble;
@@ -470,14 +476,15 @@ mod tests {
     fn an_unavailable_store_is_reported_and_confirms_nothing() {
         let mut state = SourceState::default();
         update(&mut state, model::Cluster::default(), None, "a store");
-        assert_eq!(trouble(true, false), None);
+        assert_eq!(trouble(true, None), None);
         // A worker has no store: its operator must look at the managers.
-        assert!(trouble(false, false).is_some_and(|text| text.contains("manager")));
+        let attempts = Attempts::default();
+        assert!(trouble(false, Some(&attempts)).is_some_and(|text| text.contains("manager")));
         state.confirmed = Some(UNIX_EPOCH);
         assert!(update(
             &mut state,
             model::Cluster::default(),
-            Some(NO_STORE),
+            trouble(false, None),
             "a store"
         ));
         assert_eq!((state.confirmed, state.revision), (Some(UNIX_EPOCH), 1));

@@ -1,7 +1,10 @@
-//! What agents read from certificates that TLS has verified: the node's name, and who has issued an
-//! authority.
+//! What agents read from certificates: the node's name, from when until when one is valid, and who has issued
+//! an authority.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
+use time::{OffsetDateTime, macros::format_description};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The longest name of a node.
@@ -15,6 +18,63 @@ pub(super) fn name(certificate: &CertificateDer<'_>) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed);
     (is_name && names.next().is_none()).then(|| name.to_owned())
+}
+
+/// From when until when a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    from: i64,
+    until: i64,
+}
+
+/// The times in a certificate.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Option<Validity> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let validity = certificate.validity();
+    Some(Validity {
+        from: validity.not_before.timestamp(),
+        until: validity.not_after.timestamp(),
+    })
+}
+
+impl Validity {
+    /// Why it is not valid at a time, if so.
+    pub(super) fn not_valid(self, now: SystemTime) -> Option<String> {
+        let now = seconds(now);
+        if now > self.until {
+            Some(format!("expired on {}", date(self.until)))
+        } else if now < self.from {
+            Some(format!(
+                "is not valid before {} (is this machine's clock right?)",
+                date(self.from)
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// How long it is still valid.
+    pub(super) fn left(self, now: SystemTime) -> Duration {
+        Duration::from_secs(u64::try_from(self.until - seconds(now)).unwrap_or(0))
+    }
+
+    /// Its last second.
+    pub(super) fn until(self) -> String {
+        date(self.until)
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn date(seconds: i64) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|time| time.format(format).ok())
+        .unwrap_or_else(|| format!("second {seconds} of Unix time"))
 }
 
 /// Whether one of some authorities is, or was issued by, one of others. One that cannot be parsed is left for
@@ -69,6 +129,24 @@ mod tests {
         for wrong in ["", "a b", "a/b", &"x".repeat(64)] {
             assert_eq!(named(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_dates_say_why_a_certificate_is_not_valid() {
+        let validity = Validity {
+            from: 1_700_000_000,
+            until: 1_800_000_000,
+        };
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(validity.not_valid(at(1_700_000_000)), None);
+        assert_eq!(
+            validity.not_valid(at(1_800_000_001)).as_deref(),
+            Some("expired on 2027-01-15 08:00:00 UTC")
+        );
+        let early = validity.not_valid(at(1_699_999_999)).unwrap();
+        assert!(early.contains("2023-11-14 22:13:20 UTC"), "{early}");
+        assert_eq!(validity.left(at(1_799_999_990)), Duration::from_secs(10));
+        assert_eq!(validity.left(at(1_900_000_000)), Duration::ZERO);
     }
 
     #[test]

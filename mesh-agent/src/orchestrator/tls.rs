@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use rustls::{
@@ -26,7 +27,7 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 
-use super::subject;
+use super::subject::{self, Validity};
 
 /// A certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +41,29 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// Certificate and key do not match, or are of an unsupported kind.
-    #[error("the certificate and its key cannot be used for TLS")]
-    Credentials(#[from] rustls::Error),
+    #[error("the certificate {} and its key {} cannot be used for TLS", certificate.display(), key.display())]
+    Credentials {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+    /// An authority cannot be used.
+    #[error("a certificate in {} cannot be used as an authority", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
     /// The certificate authorities.
     #[error("the certificate authorities cannot be used for TLS")]
     Roots(#[from] VerifierBuilderError),
+    /// The versions of TLS.
+    #[error("TLS cannot be set up")]
+    Versions(#[source] rustls::Error),
     /// Workers' certificates would be managers' as well.
     #[error(
         "{} has an authority of the managers' certificates, or one that such an authority has signed: what it issues \
@@ -91,6 +110,8 @@ pub(super) struct Credentials {
     roots: Arc<RootCertStore>,
     /// The authorities of workers' certificates.
     workers: Option<Arc<RootCertStore>>,
+    certificate: PathBuf,
+    key_file: PathBuf,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -122,13 +143,29 @@ impl Credentials {
             })?,
             roots: roots(authority)?,
             workers: workers.map(|path| roots(Some(path))).transpose()?,
+            certificate: certificate.to_owned(),
+            key_file: key.to_owned(),
         })
+    }
+
+    fn unusable(&self, source: rustls::Error) -> TlsError {
+        TlsError::Credentials {
+            certificate: self.certificate.clone(),
+            key: self.key_file.clone(),
+            source,
+        }
+    }
+
+    /// From when until when this node's certificate is valid.
+    pub(super) fn validity(&self) -> Option<Validity> {
+        subject::validity(self.chain.first()?)
     }
 
     /// For a listener that accepts any client, or only those with a certificate of the authorities.
     pub(super) fn server(&self, only_known: bool) -> Result<Arc<Server>, TlsError> {
-        let builder =
-            ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Versions)?;
         let (builder, known) = if only_known {
             let verifier = |roots: &Arc<RootCertStore>| {
                 WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider()).build()
@@ -147,7 +184,9 @@ impl Credentials {
         } else {
             (builder.with_no_client_auth(), None)
         };
-        let config = builder.with_single_cert(self.chain.clone(), self.key.clone_key())?;
+        let config = builder
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| self.unusable(error))?;
         Ok(Arc::new(Server {
             config: Arc::new(config),
             known,
@@ -165,13 +204,17 @@ impl Credentials {
             workers: self.workers.as_ref().map(verifier).transpose()?,
         });
         let config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| self.unusable(error))?;
         Ok(Arc::new(Client {
             config: Arc::new(config),
             verifier,
+            certificate: self.certificate.clone(),
+            validity: self.validity(),
         }))
     }
 }
@@ -208,9 +251,20 @@ impl Server {
 pub(super) struct Client {
     pub(super) config: Arc<ClientConfig>,
     verifier: Arc<AnyName>,
+    certificate: PathBuf,
+    validity: Option<Validity>,
 }
 
 impl Client {
+    /// Why no one takes this node's own certificate at this time, if that is so.
+    pub(super) fn not_valid(&self, now: SystemTime) -> Option<String> {
+        let reason = self.validity?.not_valid(now)?;
+        let path = self.certificate.display();
+        Some(format!(
+            "this node's certificate {path} {reason}; a renewed one is read without a restart"
+        ))
+    }
+
     /// Who a server is after the handshake; `None` if the certificate names no node.
     pub(super) fn peer(&self, name: &ServerName<'_>, chain: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
         let (end_entity, intermediates) = chain?.split_first()?;
@@ -245,7 +299,10 @@ fn roots(authority: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = authority {
         for root in certificates(path)? {
-            roots.add(root)?;
+            roots.add(root).map_err(|source| TlsError::Authority {
+                path: path.to_owned(),
+                source,
+            })?;
         }
     }
     Ok(Arc::new(roots))

@@ -6,6 +6,8 @@
 //! each second, their size and time, its leases, and its streams.
 
 #[cfg(test)]
+mod crowd;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -18,7 +20,7 @@ use std::{
 use axum::{
     Json, Router,
     body::{Body, Bytes, to_bytes},
-    extract::{ConnectInfo, Request as HttpRequest, State},
+    extract::{ConnectInfo, Query, Request as HttpRequest, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -26,18 +28,18 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::stream;
 use mesh_orchestrator::{
-    cluster::{Cluster, WorkerError, WorkerFeed},
+    cluster::{Cluster, WorkerError},
     objects::NodeId,
     secrets::{Kind, Vault, VaultError},
     store::{
-        Entry, Event, Heartbeat, Lease, MAX_TRANSACTION_BYTES,
+        Entry, Event, Heartbeat, Lease, MAX_TRANSACTION_BYTES, Revision, WatchBatch,
         remote::wire::{Answer, Failure, Frame, Request, Sent, transaction},
     },
 };
 use mesh_support::{error_chain, watched::Watched as _};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tower::ServiceExt as _;
 use tracing::{debug, info};
@@ -96,7 +98,7 @@ struct Inner {
     cluster: Cluster,
     vault: Arc<Vault>,
     sessions: Mutex<BTreeMap<NodeId, Arc<Session>>>,
-    lists: Semaphore,
+    lists: Arc<Semaphore>,
 }
 
 /// One worker.
@@ -168,7 +170,7 @@ impl Workers {
                 cluster: cluster.clone(),
                 vault: Arc::clone(vault),
                 sessions: Mutex::default(),
-                lists: Semaphore::new(LISTS),
+                lists: Arc::new(Semaphore::new(LISTS)),
             }),
         }
     }
@@ -341,7 +343,12 @@ impl Workers {
     }
 
     /// Shows a worker what it may read, until it stops reading or begins anew.
-    async fn show(&self, name: &str, into: &mpsc::Sender<Frame>) -> Result<(), WorkerError> {
+    async fn show(
+        &self,
+        name: &str,
+        after: Option<Revision>,
+        into: &mpsc::Sender<Frame>,
+    ) -> Result<(), WorkerError> {
         let worker = self.inner.cluster.worker(name)?;
         let session = self.session(&worker);
         if !session.take(Instant::now(), LIST_COST) {
@@ -350,11 +357,40 @@ impl Workers {
         session.stream.send_modify(|number| *number += 1);
         let mut newer = session.stream.subscribe();
         newer.mark_unchanged();
-        let mut feed = self.inner.cluster.worker_feed(&worker).await?;
-        let mut alive = interval(ALIVE);
+        let mut alive = interval_at(Instant::now() + ALIVE, ALIVE);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let available = self.inner.cluster.available();
-        self.show_all(&mut feed, into).await?;
+        // Many workers may come at once, after a manager was lost: those that wait for their turn must not
+        // take this one for lost, too.
+        let listed = async {
+            let _turn = self.inner.lists.acquire().await;
+            let cluster = &self.inner.cluster;
+            if let Some(after) = after
+                && let Some((feed, missed)) = cluster.worker_feed_after(&worker, after).await?
+            {
+                return Ok((feed, missed, true));
+            }
+            let mut feed = cluster.worker_feed(&worker).await?;
+            let all = feed.next().await?;
+            Ok::<_, WorkerError>((feed, all, false))
+        };
+        tokio::pin!(listed);
+        let (mut feed, first, is_resumed) = loop {
+            tokio::select! {
+                listed = &mut listed => break listed?,
+                _ = alive.tick() => if !send(into, Frame::Alive).await {
+                    return Ok(());
+                },
+                () = into.closed() => return Ok(()),
+            }
+        };
+        let is_sent = match is_resumed {
+            true => send(into, Frame::Resumed).await && send(into, Frame::change(first)).await,
+            false => send_all(into, first).await,
+        };
+        if !is_sent {
+            return Ok(());
+        }
         loop {
             let frame = tokio::select! {
                 batch = feed.next() => Frame::change(batch?),
@@ -371,32 +407,26 @@ impl Workers {
             }
         }
     }
+}
 
-    async fn show_all(&self, feed: &mut WorkerFeed, into: &mpsc::Sender<Frame>) -> Result<(), WorkerError> {
-        let batch = {
-            let _turn = self.inner.lists.acquire().await;
-            feed.next().await?
-        };
-        let entries = batch.events.into_iter().filter_map(|event| match event {
-            Event::Put(entry) => Some(entry),
-            Event::Delete(_) => None,
-        });
-        let (mut part, mut bytes) = (Vec::new(), 0);
-        for entry in entries {
-            bytes += size(&entry);
-            part.push(Sent::from(entry));
-            if bytes >= PART_BYTES {
-                bytes = 0;
-                if !send(into, Frame::Part(std::mem::take(&mut part))).await {
-                    return Ok(());
-                }
+/// Sends all objects in parts. False if the worker does not read any more.
+async fn send_all(into: &mpsc::Sender<Frame>, batch: WatchBatch) -> bool {
+    let entries = batch.events.into_iter().filter_map(|event| match event {
+        Event::Put(entry) => Some(entry),
+        Event::Delete(_) => None,
+    });
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    for entry in entries {
+        bytes += size(&entry);
+        part.push(Sent::from(entry));
+        if bytes >= PART_BYTES {
+            bytes = 0;
+            if !send(into, Frame::Part(std::mem::take(&mut part))).await {
+                return false;
             }
         }
-        if send(into, Frame::Part(part)).await {
-            send(into, Frame::Whole(batch.revision)).await;
-        }
-        Ok(())
     }
+    send(into, Frame::Part(part)).await && send(into, Frame::Whole(batch.revision)).await
 }
 
 fn size(entry: &Entry) -> usize {
@@ -482,13 +512,23 @@ async fn ask(
     Json(workers.answer(&name, request).await).into_response()
 }
 
-async fn objects(State(workers): State<Workers>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+/// From where on a worker is shown changes.
+#[derive(serde::Deserialize)]
+struct Begin {
+    after: Option<Revision>,
+}
+
+async fn objects(
+    State(workers): State<Workers>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Query(begin): Query<Begin>,
+) -> Response {
     let Peer::Worker(name) = peer else {
         return StatusCode::FORBIDDEN.into_response();
     };
     let (into, frames) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
-        if let Err(error) = workers.show(&name, &into).await {
+        if let Err(error) = workers.show(&name, begin.after, &into).await {
             let text = error_chain(&error);
             debug!(worker = name, error = text, "a worker is shown nothing more");
             send(&into, Frame::Failed(text)).await;

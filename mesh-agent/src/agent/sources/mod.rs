@@ -6,6 +6,8 @@ mod orchestrator;
 mod relay;
 mod swarm;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use axum::Router;
 use tokio::sync::{mpsc, watch};
@@ -21,6 +23,7 @@ use crate::{
     config::RunOptions,
     discovery::{ContainerState, Scheduler},
     docker::Docker,
+    doctor::WorkerChecks,
     model::{Drained, FailedChecks, KeyId, NodeDatapath},
     process::Ended,
     source::{Acknowledged, FeedServerStatus, Relay, RelayedRequest, SourceState},
@@ -88,25 +91,49 @@ pub(super) struct Channels {
     pub(super) hints: SourceHints,
 }
 
-/// Opens the source that the options ask for. May wait for the engine or a store: cancel it by dropping.
+/// Opens the source that the options ask for. May wait for the engine or a store, and says in `waits` what
+/// for: cancel it by dropping.
 ///
 /// # Errors
 /// When waiting would not help.
-pub(super) async fn open(options: &RunOptions, docker: Docker) -> Result<Box<dyn Source>, AgentError> {
+pub(super) async fn open(
+    options: &RunOptions,
+    docker: Docker,
+    waits: &watch::Sender<Option<String>>,
+) -> Result<Box<dyn Source>, AgentError> {
     if options.wants_orchestrator() {
-        open_orchestrator(options, docker).await
+        open_orchestrator(options, docker, waits).await
     } else {
         Ok(Box::new(Swarm::new(options.clone(), docker)))
     }
 }
 
 #[cfg(feature = "orchestrator")]
-async fn open_orchestrator(options: &RunOptions, docker: Docker) -> Result<Box<dyn Source>, AgentError> {
-    let opened = crate::orchestrator::open(&options.orchestrator, options.feed_port, docker).await?;
+async fn open_orchestrator(
+    options: &RunOptions,
+    docker: Docker,
+    waits: &watch::Sender<Option<String>>,
+) -> Result<Box<dyn Source>, AgentError> {
+    let opened = crate::orchestrator::open(&options.orchestrator, options.feed_port, docker, waits).await?;
     Ok(Box::new(orchestrator::Orchestrator::new(opened)))
 }
 
 #[cfg(not(feature = "orchestrator"))]
-async fn open_orchestrator(_: &RunOptions, _: Docker) -> Result<Box<dyn Source>, AgentError> {
+async fn open_orchestrator(
+    _: &RunOptions,
+    _: Docker,
+    _: &watch::Sender<Option<String>>,
+) -> Result<Box<dyn Source>, AgentError> {
     Err(AgentError::WithoutOrchestrator)
+}
+
+/// What the doctor checks on a node without access to the orchestrator's store.
+#[cfg(feature = "orchestrator")]
+pub(super) fn worker_checks(options: &RunOptions) -> Option<Arc<dyn WorkerChecks>> {
+    crate::orchestrator::worker_checks(&options.orchestrator)
+}
+
+#[cfg(not(feature = "orchestrator"))]
+pub(super) fn worker_checks(_: &RunOptions) -> Option<Arc<dyn WorkerChecks>> {
+    None
 }

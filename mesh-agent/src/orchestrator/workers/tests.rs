@@ -36,19 +36,20 @@ const QUICK: Heartbeat = Heartbeat {
     interval: Duration::from_millis(500),
     missed: 3,
 };
-const WORKER: &str = "edge1";
+pub(super) const WORKER: &str = "edge1";
 
 /// A manager's agent with a runtime of its own, so that it can be switched off.
-struct Manager {
-    cluster: Cluster,
+pub(super) struct Manager {
+    pub(super) cluster: Cluster,
     vault: Arc<Vault>,
-    address: String,
+    pub(super) workers: Workers,
+    pub(super) address: String,
     _stop: DropGuard,
     runtime: Option<Runtime>,
 }
 
 impl Manager {
-    async fn start(
+    pub(super) async fn start(
         store: Arc<dyn Store>,
         certificates: &Certificates,
         name: &str,
@@ -92,14 +93,16 @@ impl Manager {
                 let agents = Router::new().fallback(|| async { "everything" });
                 let router = by_peer(agents, Some(routes(&workers)));
                 tokio::spawn(listener.serve(AGENTS, router));
-                tokio::spawn(async move { workers.keep().await });
-                (cluster, vault, address)
+                let kept = workers.clone();
+                tokio::spawn(async move { kept.keep().await });
+                (cluster, vault, workers, address)
             }
         });
-        let (cluster, vault, address) = opened.await.unwrap();
+        let (cluster, vault, workers, address) = opened.await.unwrap();
         Self {
             cluster,
             vault,
+            workers,
             address,
             _stop: stop.drop_guard(),
             runtime: Some(runtime),
@@ -111,7 +114,7 @@ impl Manager {
         self.runtime.take().unwrap().shutdown_background();
     }
 
-    async fn change<P>(&self, plan: P)
+    pub(super) async fn change<P>(&self, plan: P)
     where
         P: Fn(
             &mesh_orchestrator::objects::State,
@@ -124,12 +127,12 @@ impl Manager {
             .unwrap();
     }
 
-    async fn admit(&self) {
+    pub(super) async fn admit(&self) {
         self.change(|state, now| commands::admit_worker(state, WORKER, &BTreeMap::new(), now))
             .await;
     }
 
-    async fn create(&self, name: &str, node: &str, secret: &str) {
+    pub(super) async fn create(&self, name: &str, node: &str, secret: &str) {
         let id = self.cluster.new_service_id();
         let spec = spec(name, node, secret);
         self.change(|state, now| commands::create_service(state, id.clone(), spec.clone(), now))
@@ -262,7 +265,7 @@ fn remote(managers: &[&Manager], certificates: &Certificates, name: &str) -> Arc
 }
 
 /// One store, its folder, and certificates.
-fn ground() -> (tempfile::TempDir, Arc<dyn Store>, Certificates) {
+pub(super) fn ground() -> (tempfile::TempDir, Arc<dyn Store>, Certificates) {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(folder.path().join("store")).unwrap());
     (folder, store, Certificates::new())
@@ -290,16 +293,9 @@ async fn a_certificate_of_an_unknown_authority_is_named_however_late_the_refusal
     let client = Followed::start(files, Credentials::client).unwrap();
     // So long a request cannot be sent before the manager has ended the connection.
     let long = vec![b' '; 16 << 20];
-    let refused = exchange(
-        &client.current(),
-        &manager.address,
-        None,
-        ASK_PATH,
-        Some(&long),
-        LIMIT,
-    )
-    .await;
-    let refused = error_chain(&refused.err().unwrap());
+    let current = client.current();
+    let asked = exchange(&current, &manager.address, None, ASK_PATH, Some(&long), LIMIT);
+    let refused = error_chain(&asked.await.err().unwrap());
     assert!(
         refused.contains("does not take this node's certificate"),
         "{refused}"
@@ -328,7 +324,7 @@ async fn a_worker_runs_its_tasks_with_their_secrets_and_reaches_nothing_else() {
     );
     // It asks again and again, and must not log each time that it follows a manager.
     let managers = TlsManagers::new(vec![manager.address.clone()], certificates.client(WORKER, true));
-    assert!(managers.follow().await.is_err());
+    assert!(managers.follow(None).await.is_err());
 
     manager.admit().await;
     // Another node with a task of its own.

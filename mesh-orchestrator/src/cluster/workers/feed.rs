@@ -12,7 +12,7 @@ use super::{
     super::{
         Cluster,
         mirror::{Mirror, Update},
-        stored::Name,
+        stored::{self, Name},
     },
     WorkerError, admitted, read,
 };
@@ -51,6 +51,62 @@ impl WorkerFeed {
         }
     }
 
+    /// Goes on where another feed ended, for a worker that has everything up to `seen` but for `touched`,
+    /// what the store has changed since. It gets what it sees of that, and of everything that it may see
+    /// differently because of it. `None` if the mirror is ahead of `seen`.
+    pub(super) fn resume(
+        &mut self,
+        seen: Revision,
+        touched: &BTreeSet<Name>,
+    ) -> Result<Option<WatchBatch>, WorkerError> {
+        let cluster = self.cluster.clone();
+        let mirror = cluster.mirror();
+        if mirror.revision() > seen {
+            return Ok(None);
+        }
+        let mut affected = touched.clone();
+        for name in touched {
+            let state = mirror.state();
+            match name {
+                // How much it sees of a service, and of what its tasks run, depends on where its tasks are.
+                Name::Task(id) => match state.tasks().get(id) {
+                    Some(task) => {
+                        affected.insert(Name::Service(task.service.clone()));
+                        affected.insert(Name::Spec(task.service.clone(), task.spec_version));
+                    }
+                    None => affected.extend(
+                        read::names(&mirror).filter(|name| matches!(name, Name::Service(_) | Name::Spec(..))),
+                    ),
+                },
+                // Of a service with a routed port it sees the tasks on other nodes.
+                Name::Service(id) => {
+                    let slots = state
+                        .tasks_of(id)
+                        .into_iter()
+                        .flat_map(|index| index.slots.values());
+                    affected.extend(slots.flatten().map(|(_, task)| Name::Task(task.clone())));
+                }
+                Name::Node(_)
+                | Name::Spec(..)
+                | Name::Ports
+                | Name::Guard
+                | Name::Registration(_)
+                | Name::Leader
+                | Name::Restore
+                | Name::Other => {}
+            }
+        }
+        let mut batch = self.look(&mirror, None)?;
+        batch
+            .events
+            .retain(|event| affected.contains(&stored::name(event.key())));
+        let gone = affected.iter().filter_map(Name::key);
+        let gone = gone.filter(|key| !self.sent.contains_key(key));
+        batch.events.extend(gone.map(Event::Delete));
+        self.is_complete = true;
+        Ok(Some(batch))
+    }
+
     /// The next changes; waits for some. Cancel-safe.
     ///
     /// # Errors
@@ -80,22 +136,26 @@ impl WorkerFeed {
     fn advance(&mut self, update: Option<&Update>) -> Result<WatchBatch, WorkerError> {
         let cluster = self.cluster.clone();
         let mirror = cluster.mirror();
+        self.look(&mirror, update)
+    }
+
+    fn look(&mut self, mirror: &Mirror, update: Option<&Update>) -> Result<WatchBatch, WorkerError> {
         admitted(mirror.state(), &self.worker)?;
         let mut events = Vec::new();
         match update {
             Some(update) => {
-                for name in self.affected(&mirror, update) {
-                    self.compare(&mirror, &name, &mut events)?;
+                for name in self.affected(mirror, update) {
+                    self.compare(mirror, &name, &mut events)?;
                 }
             }
             None => {
                 let mut gone: BTreeSet<Key> = self.sent.keys().cloned().collect();
                 self.own.clear();
                 self.routed.clear();
-                let names: Vec<Name> = read::names(&mirror).collect();
+                let names: Vec<Name> = read::names(mirror).collect();
                 for name in names {
-                    self.note(&mirror, &name);
-                    if let Some(entry) = read::view(&mirror, &self.worker, &name)? {
+                    self.note(mirror, &name);
+                    if let Some(entry) = read::view(mirror, &self.worker, &name)? {
                         gone.remove(&entry.key);
                         self.put(entry, &mut events);
                     }
@@ -197,7 +257,7 @@ impl WorkerFeed {
     }
 
     fn is_written(&self, key: &Key) -> bool {
-        match super::super::stored::name(key) {
+        match stored::name(key) {
             Name::Task(id) => self.own.contains_key(&id),
             Name::Node(id) => id == self.worker,
             _ => false,

@@ -10,7 +10,9 @@ mod read;
 mod tests;
 mod write;
 
-use std::{net::Ipv4Addr, ops::RangeInclusive};
+use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
 
 pub use self::feed::WorkerFeed;
 use self::write::Facts;
@@ -23,10 +25,13 @@ use crate::{
     objects::{Node, NodeId, State, TaskId},
     secrets::Kind,
     store::{
-        Entry, Expected, InvalidKey, Key, Lease, Revision, StoreError, Transaction, Write, is_ephemeral,
-        later,
+        Entry, Expected, InvalidKey, Key, Lease, Prefix, Revision, StoreError, Transaction, WatchBatch,
+        Write, is_ephemeral, later,
     },
 };
+
+/// How long it may take to read what a worker has missed.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// Why a manager did not do what a worker asked for.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,41 @@ impl Cluster {
             .await
             .map_err(|error| WorkerError::Behind(Box::new(error)))?;
         Ok(WorkerFeed::new(self, worker))
+    }
+
+    /// The objects that a worker may read, for one that has all of them up to a revision, and what it has
+    /// missed since. `None` if that cannot be known: the store no longer has those changes.
+    ///
+    /// # Errors
+    /// When the worker is not admitted, or the store does not answer.
+    pub async fn worker_feed_after(
+        &self,
+        worker: &NodeId,
+        after: Revision,
+    ) -> Result<Option<(WorkerFeed, WatchBatch)>, WorkerError> {
+        // It subscribes first: what changes meanwhile is seen twice, not never.
+        let mut feed = self.worker_feed(worker).await?;
+        if after > self.revision() {
+            return Ok(None);
+        }
+        let Ok(mut watch) = self.store().watch(&Prefix::everything(), after).await else {
+            return Ok(None);
+        };
+        let (mut seen, mut touched) = (after, BTreeSet::new());
+        let until = Instant::now() + CATCH_UP;
+        loop {
+            if let Some(missed) = feed.resume(seen, &touched)? {
+                return Ok(Some((feed, missed)));
+            }
+            match timeout_at(until, watch.next()).await {
+                Ok(Some(Ok(batch))) => {
+                    seen = batch.revision;
+                    touched.extend(batch.events.iter().map(|event| stored::name(event.key())));
+                }
+                // It has all objects shown instead.
+                Ok(Some(Err(_)) | None) | Err(_) => return Ok(None),
+            }
+        }
     }
 
     /// One of the objects that a worker writes, as the store has it.

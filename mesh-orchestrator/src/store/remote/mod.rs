@@ -2,7 +2,8 @@
 //! what it reports. Depends on the store's trait and plain data. How managers are reached is the agent's.
 //!
 //! A list is what the worker may read; watches go on from a list that was just made. When a manager is lost,
-//! the watch ends, and the list is read from another one.
+//! the watch goes on with another one, from the revision that it has come to. Where that is no longer
+//! possible it ends, and the list is read.
 
 pub mod wire;
 
@@ -24,6 +25,9 @@ use super::{
 
 /// The pause before a heartbeat is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How long a watch looks for a manager to go on with, before all objects are read again.
+const RESUME: Duration = Duration::from_secs(10);
 
 /// The objects that a manager shows, without an end.
 pub type Frames = BoxStream<'static, Result<Frame, Source>>;
@@ -50,12 +54,13 @@ pub trait Managers: std::fmt::Debug + Send + Sync + 'static {
     /// When none answers.
     async fn ask(&self, request: &Request) -> Result<Answer, NotAsked>;
 
-    /// Follows what one of them shows. The stream fails when the manager is silent or its store does not
+    /// Follows what one of them shows; `after` a revision up to which everything is known, if it can, and
+    /// otherwise from all objects on. The stream fails when the manager is silent or its store does not
     /// answer; another one is followed then.
     ///
     /// # Errors
     /// When none answers.
-    async fn follow(&self) -> Result<Frames, Source>;
+    async fn follow(&self, after: Option<Revision>) -> Result<Frames, Source>;
 }
 
 /// A store behind managers.
@@ -67,6 +72,8 @@ pub struct RemoteStore {
 
 #[derive(Default)]
 struct Shared {
+    /// A list that a manager has begun in place of the changes that it was asked for.
+    begun: Option<Frames>,
     /// The changes after the last list.
     rest: Option<(Revision, Frames)>,
     /// The newest revision of what was shown.
@@ -202,13 +209,17 @@ impl Store for RemoteStore {
 
     async fn list(&self, prefix: &Prefix, page: usize) -> Result<Listing, StoreError> {
         let failed = |source| self.unavailable("list", source);
-        let mut frames = self.managers.follow().await.map_err(failed)?;
+        let begun = lock(&self.shared).begun.take();
+        let mut frames = match begun {
+            Some(frames) => frames,
+            None => self.managers.follow(None).await.map_err(failed)?,
+        };
         let mut entries: Vec<Entry> = Vec::new();
         let revision = loop {
             match frames.next().await {
                 Some(Ok(Frame::Part(part))) => entries.extend(part.into_iter().map(Entry::from)),
                 Some(Ok(Frame::Whole(revision))) => break revision,
-                Some(Ok(Frame::Alive | Frame::Change { .. })) => {}
+                Some(Ok(Frame::Alive | Frame::Resumed | Frame::Change { .. })) => {}
                 Some(Ok(Frame::Failed(text))) => return Err(failed(text.into())),
                 Some(Err(error)) => return Err(failed(error)),
                 None => return Err(failed("the manager ended the list".into())),
@@ -217,6 +228,7 @@ impl Store for RemoteStore {
         entries.retain(|entry| prefix.contains(&entry.key));
         entries.sort_by(|one, other| one.key.cmp(&other.key));
         *lock(&self.shared) = Shared {
+            begun: None,
             rest: Some((revision, frames)),
             newest: revision,
         };
@@ -264,11 +276,12 @@ impl Store for RemoteStore {
         let rest = lock(&self.shared).rest.take();
         match rest {
             Some((revision, frames)) if revision == after => {
-                let (prefix, shared) = (prefix.clone(), Arc::clone(&self.shared));
-                let store = self.managers.describe();
-                Ok(Watch::start(|sender| {
-                    pass_on(frames, prefix, shared, store, sender)
-                }))
+                let passed = Passed {
+                    managers: Arc::clone(&self.managers),
+                    shared: Arc::clone(&self.shared),
+                    prefix: prefix.clone(),
+                };
+                Ok(Watch::start(|sender| passed.on(frames, sender)))
             }
             _ => Err(StoreError::Compacted {
                 requested: after,
@@ -283,45 +296,90 @@ impl Store for RemoteStore {
     }
 }
 
-/// Passes changes on until the manager is lost.
-async fn pass_on(
-    mut frames: Frames,
-    prefix: Prefix,
+/// What a watch passes on.
+struct Passed {
+    managers: Arc<dyn Managers>,
     shared: Arc<Mutex<Shared>>,
-    store: String,
-    sender: WatchSender,
-) {
-    loop {
-        let source: Source = match frames.next().await {
-            Some(Ok(Frame::Change {
-                revision,
-                put,
-                delete,
-            })) => {
-                let mut events: Vec<Event> = delete.into_iter().map(Event::Delete).collect();
-                events.extend(put.into_iter().map(|sent| Event::Put(sent.into())));
-                events.retain(|event| prefix.contains(event.key()));
-                lock(&shared).newest = revision;
-                if !events.is_empty() && sender.send(Ok(WatchBatch { revision, events })).await.is_err() {
+    prefix: Prefix,
+}
+
+impl Passed {
+    /// Passes changes on until no manager shows them any more.
+    async fn on(self, mut frames: Frames, sender: WatchSender) {
+        loop {
+            let Err(source) = self.all(&mut frames, &sender).await else {
+                // The reader is gone.
+                return;
+            };
+            match self.resume().await {
+                Some(resumed) => frames = resumed,
+                None => {
+                    let lost = StoreError::Unavailable {
+                        operation: "watch",
+                        store: self.managers.describe(),
+                        advice: "do the managers' agents run, and is this node admitted there?",
+                        source,
+                    };
+                    // The reader may be gone.
+                    let _ = sender.send(Err(lost)).await;
                     return;
                 }
-                continue;
             }
-            Some(Ok(Frame::Alive)) => continue,
-            Some(Ok(Frame::Failed(text))) => text.into(),
-            Some(Ok(Frame::Part(_) | Frame::Whole(_))) => "the manager began again".into(),
-            Some(Err(error)) => error,
-            None => "the manager ended the connection".into(),
-        };
-        let lost = StoreError::Unavailable {
-            operation: "watch",
-            store,
-            advice: "do the managers' agents run, and is this node admitted there?",
-            source,
-        };
-        // The reader may be gone.
-        let _ = sender.send(Err(lost)).await;
-        return;
+        }
+    }
+
+    /// Passes changes on as long as there is a reader, or until the manager is lost.
+    async fn all(&self, frames: &mut Frames, sender: &WatchSender) -> Result<(), Source> {
+        loop {
+            match frames.next().await {
+                Some(Ok(Frame::Change {
+                    revision,
+                    put,
+                    delete,
+                })) => {
+                    let mut events: Vec<Event> = delete.into_iter().map(Event::Delete).collect();
+                    events.extend(put.into_iter().map(|sent| Event::Put(sent.into())));
+                    events.retain(|event| self.prefix.contains(event.key()));
+                    if !events.is_empty() && sender.send(Ok(WatchBatch { revision, events })).await.is_err() {
+                        return Ok(());
+                    }
+                    lock(&self.shared).newest = revision;
+                }
+                Some(Ok(Frame::Alive)) => {}
+                Some(Ok(Frame::Failed(text))) => return Err(text.into()),
+                Some(Ok(Frame::Part(_) | Frame::Whole(_) | Frame::Resumed)) => {
+                    return Err("the manager began again".into());
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Err("the manager ended the connection".into()),
+            }
+        }
+    }
+
+    /// What any manager shows after what was shown last, if one does soon.
+    async fn resume(&self) -> Option<Frames> {
+        let until = Instant::now() + RESUME;
+        loop {
+            let after = lock(&self.shared).newest;
+            if let Ok(mut frames) = self.managers.follow(Some(after)).await {
+                loop {
+                    match frames.next().await {
+                        Some(Ok(Frame::Alive)) => {}
+                        Some(Ok(Frame::Resumed)) => return Some(frames),
+                        Some(Ok(first @ (Frame::Part(_) | Frame::Whole(_)))) => {
+                            let list = stream::once(async { Ok(first) }).chain(frames);
+                            lock(&self.shared).begun = Some(list.boxed());
+                            return None;
+                        }
+                        Some(Ok(Frame::Change { .. } | Frame::Failed(_)) | Err(_)) | None => break,
+                    }
+                }
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+            sleep(RETRY).await;
+        }
     }
 }
 

@@ -109,6 +109,8 @@ pub enum Frame {
     Part(Vec<Sent>),
     /// These were all, at this revision.
     Whole(Revision),
+    /// In place of all objects: what follows is what has changed since the revision that the worker named.
+    Resumed,
     /// A change.
     Change {
         /// Its revision.
