@@ -223,11 +223,12 @@ pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
             far.network_path()
         ),
     )?;
+    // It knows what it can send, and lets others send as much as its card takes.
     far.run_with_input(
         "ip",
         &["-batch", "-"],
         &format!(
-            "address add {outside}/{length} dev eth0\nlink set eth0 up\nroute add default via {inside}\n"
+            "address add {outside}/{length} dev eth0\nlink set eth0 up\nroute add default via {inside} mtu lock 1300 advmss 1440\n"
         ),
     )?;
     for number in [1, 2] {
@@ -242,6 +243,7 @@ pub(super) fn narrow_way(mesh: &mut Mesh<'_>) -> Result<()> {
             let mut connection = Connection::open(&far, mesh.frontend(1, WEB))?;
             let right = connection.download(BYTES)?;
             ensure!(right == BYTES, "{right} of {BYTES} bytes are right ({mtu})");
+            ask_with(&far, mesh.frontend(1, ECHO), 4096).with_context(|| format!("a datagram ({mtu})"))?;
         }
         Ok(())
     })?;
