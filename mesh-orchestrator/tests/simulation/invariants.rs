@@ -6,8 +6,10 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use crate::{rules, settled, users::Users};
 use mesh_orchestrator::{
     loops::{Round, scheduler},
-    objects::{NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp},
-    spec::UpdateOrder,
+    objects::{
+        Node, NodeId, NodeStatus, ObjectChange, ServiceId, Slot, State, Task, TaskId, TaskState, Timestamp,
+    },
+    spec::{Resources, UpdateOrder},
 };
 
 /// A violated invariant.
@@ -189,6 +191,9 @@ impl Watcher {
             !node.keeps_tasks()
                 || (service.spec.mode.is_global()
                     && !scheduler::suits(node, &service.spec.task_template.placement))
+                // Its labels or its capacity have changed.
+                || !scheduler::suits(node, &task.spec.placement)
+                || self.is_too_small(node)
         });
         let another_runs = self
             .state
@@ -226,6 +231,19 @@ impl Watcher {
             ));
         }
         Ok(())
+    }
+
+    /// Whether more is reserved on a node than it has.
+    fn is_too_small(&self, node: &Node) -> bool {
+        let index = self.state.tasks_on(&node.id);
+        let tasks = index.into_iter().flat_map(|index| &index.tasks);
+        let reserved = tasks
+            .filter_map(|id| self.state.tasks().get(id))
+            .filter(|task| task.status.state.holds_resources())
+            .fold(Resources::default(), |sum, task| {
+                sum.plus(task.spec.resources.reservations)
+            });
+        !node.resources.holds(reserved)
     }
 
     /// The loops returned all their changes, and the indexes are right.
