@@ -110,7 +110,7 @@ fn side_by_side<T: Send>(seeds: Range<u64>, run: impl Fn(u64) -> T + Sync) -> BT
 const KEPT: [u64; 2] = [37, 261];
 
 /// Histories with faults of a run that is not optimised.
-const FAULTS: u64 = if cfg!(debug_assertions) { 400 } else { 3_000 };
+const FAULTS: u64 = if cfg!(debug_assertions) { 300 } else { 3_000 };
 
 /// `MESH_FAULTS_SEED=` replays one history, with `MESH_FAULTS_TRACE=1` it prints what is committed, and
 /// `MESH_FAULTS_HISTORIES=` sets their number.
