@@ -5,6 +5,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -259,7 +261,7 @@ async fn nodes(managers: &[Manager], count: usize) -> Result<Vec<Member>> {
     for number in 0..count {
         let cluster = &managers[number % MANAGERS].handle.cluster;
         let mut described = description(&format!("node{number}"), NodeRole::Worker);
-        described.id = node(number);
+        (described.id, described.hostname) = (node(number), format!("node{number}"));
         members.push(Member::start(
             cluster,
             described,
@@ -330,9 +332,18 @@ fn advance(cluster: &Cluster, task: &Task, going: &mut JoinSet<()>) {
         if matches!(next, TaskState::Running | TaskState::Shutdown) {
             sleep(STARTS).await;
         }
-        let status = TaskStatus::new(next, cluster.clock().now(), "simulated");
+        let mut status = TaskStatus::new(next, cluster.clock().now(), "simulated");
+        status.address = (next == TaskState::Running).then(|| address(&id));
         cluster.report(id, status);
     });
+}
+
+/// Any address in the mesh: the other nodes learn of a task that has one.
+fn address(task: &TaskId) -> Ipv4Addr {
+    let mut hasher = DefaultHasher::new();
+    task.hash(&mut hasher);
+    let [_, a, b, c, ..] = hasher.finish().to_be_bytes();
+    Ipv4Addr::new(240, a, b, c)
 }
 
 /// Counts the bytes of all changes, forever. The store is kept open.

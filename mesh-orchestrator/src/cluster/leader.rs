@@ -49,7 +49,7 @@ impl LeaderConfig {
             node,
             heartbeat: Heartbeat::default(),
             settle: Duration::from_secs(10),
-            // A rollout of 10,000 tasks writes 150 MB, and etcd's default quota is 2 GiB. A member that was
+            // A rollout of 50,000 tasks writes 200 MB, and etcd's default quota is 2 GiB. A member that was
             // away for longer reads everything again.
             remember: Duration::from_secs(300),
         }

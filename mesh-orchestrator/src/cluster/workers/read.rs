@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::super::{
     Registration, Unreadable,
@@ -43,10 +44,7 @@ pub(super) fn view(mirror: &Mirror, worker: &NodeId, name: &Name) -> Result<Opti
             Some(task) if task.node.as_ref() == Some(worker) => {
                 whole(mirror, stored::task(id), &own_task(mirror, task))?
             }
-            Some(task) => {
-                let viewed = routed_task(state, task);
-                part(stored::task(id), viewed.as_ref().map(StoredTask::whole).as_ref())?
-            }
+            Some(task) => part(stored::task(id), routed_task(state, task).as_ref())?,
             None => None,
         },
         Name::Spec(service, version) => match mirror.specs().get(service, *version) {
@@ -183,12 +181,24 @@ fn own_task(mirror: &Mirror, task: &Task) -> StoredTask {
     }
 }
 
+/// A task of which the worker does not get what it runs.
+#[derive(Serialize)]
+struct RoutedTask {
+    #[serde(flatten)]
+    task: StoredTask,
+    /// The shortest text that is read as [`nothing_to_run`]: there may be many of these.
+    spec: Value,
+}
+
 /// Another node's task as routing needs it; `None` for one that takes no connections.
-fn routed_task(state: &State, task: &Task) -> Option<Task> {
+fn routed_task(state: &State, task: &Task) -> Option<RoutedTask> {
     let address = task.status.address?;
     let is_reached =
         task.status.state == TaskState::Running && task.node.is_some() && is_routed(state, &task.service);
-    is_reached.then(|| Task {
+    if !is_reached {
+        return None;
+    }
+    let viewed = Task {
         id: task.id.clone(),
         service: task.service.clone(),
         service_name: task.service_name.clone(),
@@ -210,6 +220,10 @@ fn routed_task(state: &State, task: &Task) -> Option<Task> {
         failures: 0,
         update_began: None,
         given_up: false,
+    };
+    Some(RoutedTask {
+        task: StoredTask::new(&viewed),
+        spec: json!({"container_spec": {"image": ""}}),
     })
 }
 
@@ -249,7 +263,7 @@ fn other_registration(registration: &Registration) -> Registration {
 }
 
 /// In the stead of what a task runs.
-fn nothing_to_run() -> Arc<TaskSpec> {
+pub(super) fn nothing_to_run() -> Arc<TaskSpec> {
     Arc::new(TaskSpec {
         runtime: Default::default(),
         container_spec: ContainerSpec::default(),

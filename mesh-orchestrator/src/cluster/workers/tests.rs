@@ -195,8 +195,11 @@ fn of_another_nodes_task_a_worker_gets_what_routing_needs() {
     let task = scene.task("web", &other);
     let viewed = scene.viewed(&Name::Task(task.id.clone())).unwrap();
     assert!(!viewed.contains("hidden"), "{viewed}");
+    let length = viewed.len();
     let viewed: StoredTask = serde_json::from_str(&viewed).unwrap();
     let spec = viewed.spec.clone().unwrap();
+    assert_eq!(spec, read::nothing_to_run());
+    assert!(length < 500, "{length} bytes");
     let viewed = viewed.with(spec);
     assert_eq!(viewed.status.address, task.status.address);
     assert_eq!((viewed.name(), viewed.node), (task.name(), Some(other.clone())));
