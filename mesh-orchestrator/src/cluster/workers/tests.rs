@@ -354,6 +354,22 @@ fn a_worker_reports_the_status_of_its_own_tasks_and_changes_nothing_else() {
 }
 
 #[test]
+fn when_a_task_started_stays_if_another_manager_whose_clock_is_ahead_has_recorded_it() {
+    let scene = Scene::new();
+    let task = scene.task("web", &scene.worker);
+    let mut old = json!(StoredTask::new(task));
+    old["started_at"] = json!(4_000_000);
+    let mut new = old.clone();
+    new["status"]["state"] = json!("failed");
+    new["finished_at"] = json!(4_000_001);
+    let written = scene.write(&Name::Task(task.id.clone()), &old, &new).unwrap();
+    assert_eq!(
+        (&written["started_at"], &written["finished_at"]),
+        (&json!(4_000_000), &json!(3_000_000))
+    );
+}
+
+#[test]
 fn a_task_that_was_stored_with_what_it_runs_keeps_it() {
     let scene = Scene::new();
     let task = scene.task("web", &scene.worker);

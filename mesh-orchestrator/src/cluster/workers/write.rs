@@ -152,6 +152,7 @@ fn task(key: &Key, old: StoredTask, new: StoredTask, facts: &Facts) -> Result<St
     if !may_set(old.started_at, new.started_at) || !may_set(old.finished_at, new.finished_at) {
         return Err(part(key, "when it started or ended"));
     }
+    let known = (old.started_at, old.finished_at);
     let allowed = StoredTask {
         status: new.status.clone(),
         started_at: new.started_at,
@@ -168,8 +169,9 @@ fn task(key: &Key, old: StoredTask, new: StoredTask, facts: &Facts) -> Result<St
             at: allowed.status.at.min(facts.now),
             ..allowed.status
         },
-        started_at: past(allowed.started_at),
-        finished_at: past(allowed.finished_at),
+        // What another manager has recorded stays, even if its clock is ahead.
+        started_at: known.0.or_else(|| past(allowed.started_at)),
+        finished_at: known.1.or_else(|| past(allowed.finished_at)),
         ..allowed
     })
 }
