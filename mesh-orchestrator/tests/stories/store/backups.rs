@@ -1,12 +1,14 @@
 //! Backups of a store: complete, refused when damaged, and restored whole.
 
-use std::{fs, sync::Arc};
+use std::{collections::BTreeSet, fs, sync::Arc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mesh_orchestrator::{
     backups::{self, BackupError, BackupKind, BackupName, RestoreInto},
     objects::Timestamp,
-    store::{Entry, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction, Watch},
+    store::{
+        Entry, Event, Heartbeat, Key, Lease, Listing, Prefix, Revision, Store, StoreError, Transaction, Watch,
+    },
 };
 use mesh_orchestrator_testing::run;
 
@@ -19,6 +21,7 @@ pub(super) fn stories() -> Vec<Story> {
     vec![
         ("a_backup_restores_everything", backup),
         ("a_damaged_backup_changes_nothing", damaged),
+        ("a_restore_has_tasks_only_while_it_has_what_they_run", in_order),
         ("an_interrupted_restore_is_detected_and_repeated", interrupted),
     ]
 }
@@ -91,6 +94,54 @@ fn backup(subject: &Subject) -> Result<()> {
         let nowhere = backups::create(store, &folder.path().join("missing"), NAME).await;
         ensure!(matches!(nowhere, Err(BackupError::Write { .. })), "{nowhere:?}");
         Ok(())
+    })
+}
+
+fn in_order(subject: &Subject) -> Result<()> {
+    run(async {
+        let folder = tempfile::tempdir()?;
+        let fresh = subject.fresh().await?;
+        let store = fresh.store.as_ref();
+        for first in [0, 100] {
+            let tasks = (first..first + 100).fold(Transaction::new(), |all, name| {
+                all.put(key("tasks", name), "a task")
+                    .put(key("specs", 1), "what it runs")
+            });
+            store.commit(tasks).await?;
+        }
+        let info = backups::create(store, folder.path(), NAME).await?;
+        let before = store.snapshot().await?;
+        let mut watch = store.watch(&Prefix::everything(), before.revision).await?;
+        let mut present: BTreeSet<Key> = before
+            .entries()
+            .await?
+            .into_iter()
+            .map(|entry| entry.key)
+            .collect();
+        backups::restore(store, &info.path, RestoreInto::Replace, as_it_is).await?;
+        let (newest, mut transactions) = (store.newest().await?, 0);
+        loop {
+            let batch = watch.next().await.context("the watch ended")??;
+            transactions += 1;
+            for event in &batch.events {
+                match event {
+                    Event::Put(entry) => present.insert(entry.key.clone()),
+                    Event::Delete(key) => present.remove(key),
+                };
+            }
+            let has = |kind| present.iter().any(|key| key.segments().next() == Some(kind));
+            ensure!(
+                has("specs") || !has("tasks"),
+                "transaction {transactions}: {present:?}"
+            );
+            if batch.revision >= newest {
+                ensure!(
+                    transactions > 3 && present.len() == 201,
+                    "{transactions}: {present:?}"
+                );
+                return Ok(());
+            }
+        }
     })
 }
 
