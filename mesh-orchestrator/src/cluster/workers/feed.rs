@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
 use super::{
     super::{
@@ -113,18 +116,17 @@ impl WorkerFeed {
     /// [`WorkerError::Refused`] when the worker was removed.
     pub async fn next(&mut self) -> Result<WatchBatch, WorkerError> {
         loop {
-            let update = match self.is_complete {
-                false => None,
-                true => match self.updates.recv().await {
-                    Ok(update) if update.is_complete => None,
-                    Ok(update) => Some(update),
+            let is_first = !self.is_complete;
+            let touched = match is_first {
+                true => None,
+                false => match self.updates.recv().await {
+                    Ok(update) => touched(&update),
                     Err(RecvError::Lagged(_)) => None,
                     // The cluster is in use here, so the channel is open.
                     Err(RecvError::Closed) => return Err(WorkerError::Ended),
                 },
             };
-            let is_first = !self.is_complete;
-            let batch = self.advance(update.as_deref())?;
+            let batch = self.advance(touched)?;
             self.is_complete = true;
             if is_first || !batch.events.is_empty() {
                 return Ok(batch);
@@ -132,19 +134,34 @@ impl WorkerFeed {
         }
     }
 
-    /// Sends what an update has changed, or without one all that differs.
-    fn advance(&mut self, update: Option<&Update>) -> Result<WatchBatch, WorkerError> {
+    /// Sends what was changed, here and by the updates that follow, or all that differs.
+    ///
+    /// The batch has the mirror's revision, after which the worker may resume: no update up to it may be left
+    /// for the next batch. Updates are published under the mirror's lock, so that the channel has all of them
+    /// while it is held here.
+    fn advance(&mut self, mut changed: Option<BTreeSet<Name>>) -> Result<WatchBatch, WorkerError> {
         let cluster = self.cluster.clone();
         let mirror = cluster.mirror();
-        self.look(&mirror, update)
+        loop {
+            let next = match self.updates.try_recv() {
+                Ok(update) => touched(&update),
+                Err(TryRecvError::Lagged(_)) => None,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            };
+            changed = changed.zip(next).map(|(mut names, next)| {
+                names.extend(next);
+                names
+            });
+        }
+        self.look(&mirror, changed)
     }
 
-    fn look(&mut self, mirror: &Mirror, update: Option<&Update>) -> Result<WatchBatch, WorkerError> {
+    fn look(&mut self, mirror: &Mirror, touched: Option<BTreeSet<Name>>) -> Result<WatchBatch, WorkerError> {
         admitted(mirror.state(), &self.worker)?;
         let mut events = Vec::new();
-        match update {
-            Some(update) => {
-                for name in self.affected(mirror, update) {
+        match touched {
+            Some(touched) => {
+                for name in self.affected(mirror, touched) {
                     self.compare(mirror, &name, &mut events)?;
                 }
             }
@@ -172,10 +189,10 @@ impl WorkerFeed {
         })
     }
 
-    /// What an update has changed, and what the worker sees differently because of it.
-    fn affected(&mut self, mirror: &Mirror, update: &Update) -> BTreeSet<Name> {
-        let mut affected = update.touched.clone();
-        for name in &update.touched {
+    /// What was changed, and what the worker sees differently because of it.
+    fn affected(&mut self, mirror: &Mirror, touched: BTreeSet<Name>) -> BTreeSet<Name> {
+        let mut affected = touched.clone();
+        for name in &touched {
             match name {
                 Name::Task(id) => {
                     let before = self.own.get(id).cloned();
@@ -269,4 +286,9 @@ impl WorkerFeed {
     pub fn revision(&self) -> Revision {
         self.cluster.revision()
     }
+}
+
+/// What an update has changed; `None` if everything was read again.
+fn touched(update: &Update) -> Option<BTreeSet<Name>> {
+    (!update.is_complete).then(|| update.touched.clone())
 }

@@ -1,5 +1,7 @@
 //! What a worker may read and write, on one state: a worker with a task of its own, and others' objects.
 
+mod feed;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
