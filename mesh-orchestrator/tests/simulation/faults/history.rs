@@ -3,10 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_orchestrator::objects::{Availability, NodeRole, NodeStatus, State};
+use mesh_orchestrator::{
+    commands::{admit_worker, worker_id},
+    objects::{Availability, NodeRole, NodeStatus, State, Task},
+};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -39,7 +42,13 @@ pub(super) async fn run(seed: u64, sabotage: bool) -> Result<Summary, Failure> {
     let began = Instant::now();
     let dice = Dice::new(seed);
     let weather = Weather::draw(&mut dice.random());
-    let world = World::new(dice, weather);
+    // Not drawn: the other histories stay what they were.
+    let remote = if seed.is_multiple_of(2) {
+        1 + seed / 2 % 2
+    } else {
+        0
+    };
+    let world = World::new(dice, weather, remote);
     world.server().ignores_conditions = sabotage;
     tokio::spawn(expire(Arc::clone(&world)));
     let mut history = History::new(&world, began);
@@ -69,6 +78,24 @@ async fn expire(world: Arc<World>) {
     }
 }
 
+/// An operator admits a node without access to the store.
+async fn admit(world: Arc<World>, name: String) {
+    loop {
+        sleep(Duration::from_millis(500)).await;
+        let desk = world.desks().values().next().cloned();
+        let Some(desk) = desk else { continue };
+        let cluster = desk.cluster();
+        let author = cluster.author("operator", "admit");
+        let labels = Default::default();
+        let made = cluster.change(author, |state, now| admit_worker(state, &name, &labels, now));
+        // The manager's agent may be killed.
+        let _ = timeout(Duration::from_secs(40), made).await;
+        if cluster.read(|state| state.nodes().contains_key(&worker_id(&name))) {
+            return;
+        }
+    }
+}
+
 impl History {
     fn new(world: &Arc<World>, began: Instant) -> Self {
         let managers = world.dice.random().between(2, 3);
@@ -81,9 +108,11 @@ impl History {
             };
             Machine::new(world, &format!("node{number}"), role, began)
         };
+        let mut machines: Vec<Machine> = (0..managers + workers).map(machine).collect();
+        machines.extend((0..world.remote).map(|number| Machine::remote(world, number, began)));
         Self {
             world: Arc::clone(world),
-            machines: (0..managers + workers).map(machine).collect(),
+            machines,
             requests: Vec::new(),
             ledger: Ledger::default(),
             requested: 0,
@@ -93,6 +122,9 @@ impl History {
     async fn tell(&mut self) -> Result<(), String> {
         for machine in &mut self.machines {
             machine.start();
+            if let Some(name) = machine.remote_name() {
+                tokio::spawn(admit(Arc::clone(&self.world), name.to_owned()));
+            }
         }
         self.count().await?;
         for _ in 0..STEPS {
@@ -111,7 +143,7 @@ impl History {
             if let Some(machine) = self
                 .machines
                 .iter()
-                .position(|machine| machine.cluster().is_some())
+                .position(|machine| machine.remote_name().is_none() && machine.cluster().is_some())
             {
                 self.request(machine, requests::counter()?);
                 return Ok(());
@@ -166,8 +198,10 @@ impl History {
         }
         let machine = any();
         let requested = self.requested + 1;
-        let request = self.machines[machine]
-            .cluster()
+        // Users ask members of the store.
+        let asked = Some(&self.machines[machine]).filter(|machine| machine.remote_name().is_none());
+        let request = asked
+            .and_then(Machine::cluster)
             .map(|cluster| cluster.read(|state| requests::draw(&mut dice.random(), state, requested)));
         if let Some(request) = request {
             self.requested = requested;
@@ -264,13 +298,14 @@ impl History {
 
     /// A machine runs and knows what is stored.
     fn same(&self, machine: &Machine, state: &State) -> Result<(), String> {
-        let on_it = |task: &&mesh_orchestrator::objects::Task| {
-            task.node.as_ref() == Some(&machine.node) && task.is_running()
-        };
+        if !state.nodes().contains_key(&machine.node) {
+            return Err(format!("{} is not there", machine.node));
+        }
+        let on_it = |task: &&Task| task.node.as_ref() == Some(&machine.node);
         let stored: Vec<_> = state
             .tasks()
             .values()
-            .filter(on_it)
+            .filter(|task| on_it(task) && task.is_running())
             .map(|task| task.id.clone())
             .collect();
         let running = machine.running();
@@ -281,11 +316,19 @@ impl History {
             ));
         }
         let cluster = machine.cluster().ok_or("an agent has no view of the cluster")?;
-        let is_same = cluster.read(|mirror| {
-            mirror.tasks() == state.tasks()
-                && mirror.services() == state.services()
-                && mirror.nodes() == state.nodes()
-                && mirror.port_ledger() == state.port_ledger()
+        let is_same = cluster.read(|mirror| match machine.remote_name() {
+            Some(_) => {
+                let own =
+                    |state: &State| -> Vec<Task> { state.tasks().values().filter(on_it).cloned().collect() };
+                own(mirror) == own(state)
+                    && mirror.nodes().get(&machine.node) == state.nodes().get(&machine.node)
+            }
+            None => {
+                mirror.tasks() == state.tasks()
+                    && mirror.services() == state.services()
+                    && mirror.nodes() == state.nodes()
+                    && mirror.port_ledger() == state.port_ledger()
+            }
         });
         match is_same {
             true => Ok(()),

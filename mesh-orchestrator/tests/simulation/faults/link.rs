@@ -19,6 +19,7 @@ use mesh_orchestrator::store::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    desk::Desks,
     server::{NAME, Server, unavailable, unknown},
     weather::{Dice, Weather},
 };
@@ -35,20 +36,30 @@ const MOST_IN_PAGE: usize = 20;
 pub(crate) struct World {
     server: Mutex<Server>,
     weather: Mutex<Weather>,
+    desks: Mutex<Desks>,
+    /// The number of nodes that reach the store through managers.
+    pub(crate) remote: u64,
     pub(crate) dice: Dice,
 }
 
 impl World {
-    pub(crate) fn new(dice: Dice, weather: Weather) -> Arc<Self> {
+    pub(crate) fn new(dice: Dice, weather: Weather, remote: u64) -> Arc<Self> {
         Arc::new(Self {
             server: Mutex::new(Server::new()),
             weather: Mutex::new(weather),
+            desks: Mutex::default(),
+            remote,
             dice,
         })
     }
 
     pub(crate) fn server(&self) -> MutexGuard<'_, Server> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The managers that serve such nodes.
+    pub(crate) fn desks(&self) -> MutexGuard<'_, Desks> {
+        self.desks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn weather(&self) -> Weather {
@@ -98,6 +109,11 @@ impl Link {
     /// Ends the connection together with its agent.
     pub(crate) fn kill(&self) {
         self.is_dead.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the agent was killed.
+    pub(crate) fn death(&self) -> &Arc<AtomicBool> {
+        &self.is_dead
     }
 
     fn is_cut(&self) -> bool {

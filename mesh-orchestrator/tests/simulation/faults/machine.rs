@@ -12,8 +12,9 @@ use std::{
 
 use mesh_orchestrator::{
     cluster::{Clock, Cluster, LeaderConfig, Member},
+    commands::worker_id,
     objects::{Node, NodeId, NodeRole, Task, TaskId, TaskState, TaskStatus, Timestamp},
-    store::Heartbeat,
+    store::{Heartbeat, Store, remote::RemoteStore},
 };
 use mesh_orchestrator_testing::agent::{description, registration};
 use tokio::{
@@ -23,6 +24,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    desk::Desk,
+    line::Line,
     link::{Link, World},
     weather::Dice,
 };
@@ -66,6 +69,8 @@ struct Engine {
 pub(crate) struct Machine {
     pub(crate) node: NodeId,
     role: NodeRole,
+    /// Its name and address, if it reaches the store through managers only.
+    remote: Option<(String, String)>,
     world: Arc<World>,
     clock: Arc<SkewedClock>,
     engine: Arc<Mutex<Engine>>,
@@ -88,6 +93,7 @@ impl Machine {
         Self {
             node: NodeId::from(name),
             role,
+            remote: None,
             world: Arc::clone(world),
             clock: Arc::new(SkewedClock {
                 dice: world.dice.clone(),
@@ -98,6 +104,21 @@ impl Machine {
             is_cut: Arc::default(),
             agent: None,
         }
+    }
+
+    /// A node without access to the store.
+    pub(crate) fn remote(world: &Arc<World>, number: u64, began: Instant) -> Self {
+        let name = format!("remote{number}");
+        Self {
+            node: worker_id(&name),
+            remote: Some((name.clone(), format!("192.0.2.{}", 100 + number))),
+            ..Self::new(world, &name, NodeRole::Worker, began)
+        }
+    }
+
+    /// The name of a node without access to the store.
+    pub(crate) fn remote_name(&self) -> Option<&str> {
+        self.remote.as_ref().map(|(name, _)| name.as_str())
     }
 
     pub(crate) fn cut(&self, is_cut: bool) {
@@ -136,10 +157,19 @@ impl Machine {
     pub(crate) fn start(&mut self) {
         let link = Link::new(&self.world, &self.is_cut);
         let stop = CancellationToken::new();
+        let store: Arc<dyn Store> = match self.remote_name() {
+            None => Arc::new(link.clone()),
+            Some(name) => {
+                let line = Line::new(&self.world, name, &self.is_cut, link.death());
+                Arc::new(RemoteStore::new(Arc::new(line)))
+            }
+        };
         let run = Run {
-            link: link.clone(),
+            store,
             node: self.node.clone(),
             role: self.role,
+            remote: self.remote.clone(),
+            is_cut: Arc::clone(&self.is_cut),
             world: Arc::clone(&self.world),
             clock: Arc::clone(&self.clock),
             engine: Arc::clone(&self.engine),
@@ -160,6 +190,7 @@ impl Machine {
         if let Some(agent) = self.agent.take() {
             agent.link.kill();
             agent.work.abort();
+            self.world.desks().remove(&self.node);
         }
     }
 
@@ -169,6 +200,7 @@ impl Machine {
             agent.stop.cancel();
             let _ = tokio::time::timeout(Duration::from_secs(6), agent.work).await;
             agent.link.kill();
+            self.world.desks().remove(&self.node);
         }
     }
 
@@ -207,9 +239,11 @@ fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
 
 /// What a running agent has.
 struct Run {
-    link: Link,
+    store: Arc<dyn Store>,
     node: NodeId,
     role: NodeRole,
+    remote: Option<(String, String)>,
+    is_cut: Arc<AtomicBool>,
     world: Arc<World>,
     clock: Arc<SkewedClock>,
     engine: Arc<Mutex<Engine>>,
@@ -219,13 +253,17 @@ struct Run {
 impl Run {
     async fn run(self, handle: Arc<Mutex<Option<Cluster>>>) {
         let (cluster, upkeep) = loop {
-            match Cluster::open(Arc::new(self.link.clone()), self.clock.clone()).await {
+            match Cluster::open(Arc::clone(&self.store), self.clock.clone()).await {
                 Ok(opened) => break opened,
                 Err(_) => sleep(Duration::from_millis(500)).await,
             }
         };
         *handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster.clone());
-        let Ok(member) = Member::start(&cluster, self.describe(), registration(), HEARTBEAT) else {
+        let mut registration = registration();
+        if let Some((_, address)) = &self.remote {
+            registration.address.clone_from(address);
+        }
+        let Ok(member) = Member::start(&cluster, self.describe(), registration, HEARTBEAT) else {
             return;
         };
         let working = CancellationToken::new();
@@ -245,12 +283,35 @@ impl Run {
             member.leave().await;
             working.cancel();
         };
-        let work = working.run_until_cancelled(self.work(&cluster));
+        let work = working.run_until_cancelled(async {
+            match self.serve(&cluster) {
+                Some(desk) => drop(tokio::join!(self.work(&cluster), desk.keep())),
+                None => self.work(&cluster).await,
+            }
+        });
         tokio::join!(upkeep.run(working.clone()), campaign, work, end);
     }
 
+    /// Managers serve the nodes without access to the store, if there are any.
+    fn serve(&self, cluster: &Cluster) -> Option<Desk> {
+        if self.role != NodeRole::Manager || self.world.remote == 0 {
+            return None;
+        }
+        let desk = Desk::new(cluster, &self.is_cut);
+        self.world.desks().insert(self.node.clone(), desk.clone());
+        Some(desk)
+    }
+
     fn describe(&self) -> Node {
-        description(self.node.as_str(), self.role)
+        let described = description(self.node.as_str(), self.role);
+        match &self.remote {
+            None => described,
+            Some((name, address)) => Node {
+                hostname: name.clone(),
+                address: address.clone(),
+                ..described
+            },
+        }
     }
 
     /// Takes the node's tasks through their states.

@@ -1,9 +1,12 @@
 //! Histories of a whole cluster on a store that fails: several candidates, agents and users, each with a
-//! clock and a connection of their own. Everything runs on one thread and in simulated time, so that a seed
-//! is always the same history.
+//! clock and a connection of their own, and in every second history nodes that reach the store through
+//! managers only. Everything runs on one thread and in simulated time, so that a seed is always the same
+//! history.
 
 mod chance;
+mod desk;
 mod history;
+mod line;
 mod link;
 mod machine;
 mod oracle;
