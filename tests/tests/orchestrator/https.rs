@@ -131,7 +131,7 @@ fn https() -> Result<()> {
         (
             &certificate,
             &others_key,
-            "the certificate and its key cannot be used",
+            "cannot be used for TLS: keys may not be consistent",
         ),
     ] {
         let files = ["--api-certificate", certificate, "--api-key", key];
