@@ -78,6 +78,8 @@ async fn follow(cluster: &Cluster, mut watch: Watch) {
             }
             None => tracing::info!("the store's watch ended; reading the whole store again"),
         }
+        // A node that follows managers would go on following one, beside the list that it reads.
+        drop(watch);
         watch = read_again(cluster).await;
     }
 }
