@@ -82,13 +82,7 @@ impl WorkerFeed {
                     ),
                 },
                 // Of a service with a routed port it sees the tasks on other nodes.
-                Name::Service(id) => {
-                    let slots = state
-                        .tasks_of(id)
-                        .into_iter()
-                        .flat_map(|index| index.slots.values());
-                    affected.extend(slots.flatten().map(|(_, task)| Name::Task(task.clone())));
-                }
+                Name::Service(id) => affected.extend(tasks_of(&mirror, id)),
                 Name::Node(_)
                 | Name::Spec(..)
                 | Name::Ports
@@ -206,9 +200,7 @@ impl WorkerFeed {
                     let before = self.routed.contains(id);
                     self.note(mirror, name);
                     if before != self.routed.contains(id) {
-                        let index = mirror.state().tasks_of(id);
-                        let slots = index.into_iter().flat_map(|index| index.slots.values());
-                        affected.extend(slots.flatten().map(|(_, task)| Name::Task(task.clone())));
+                        affected.extend(tasks_of(mirror, id));
                     }
                 }
                 Name::Node(_)
@@ -291,4 +283,11 @@ impl WorkerFeed {
 /// What an update has changed; `None` if everything was read again.
 fn touched(update: &Update) -> Option<BTreeSet<Name>> {
     (!update.is_complete).then(|| update.touched.clone())
+}
+
+/// The tasks of a service.
+fn tasks_of(mirror: &Mirror, service: &ServiceId) -> impl Iterator<Item = Name> {
+    let index = mirror.state().tasks_of(service);
+    let slots = index.into_iter().flat_map(|index| index.slots.values());
+    slots.flatten().map(|(_, task)| Name::Task(task.clone()))
 }
