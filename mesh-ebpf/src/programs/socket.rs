@@ -54,16 +54,8 @@ pub(crate) fn mesh_sendmsg6(context: SockAddrContext) -> i32 {
     let context = context.sock_addr;
     if own_namespace(context).is_some() {
         // SAFETY: as in `dial4`.
-        let address = Ipv6Address(unsafe {
-            [
-                (*context).user_ip6[0],
-                (*context).user_ip6[1],
-                (*context).user_ip6[2],
-                (*context).user_ip6[3],
-            ]
-            .map(Be32::from_raw)
-        });
-        note_own(context, mapped_peer(&address));
+        let address = unsafe { address6(context) };
+        note_own(context, mapped_peer(&Ipv6Address(address.map(Be32::from_raw))));
     }
     PROCEED
 }
@@ -108,12 +100,7 @@ fn dial4(context: *mut bpf_sock_addr) -> i32 {
 fn dial6(context: *mut bpf_sock_addr) -> i32 {
     // SAFETY: as in `dial4`.
     unsafe {
-        let [first, second, third, fourth] = [
-            (*context).user_ip6[0],
-            (*context).user_ip6[1],
-            (*context).user_ip6[2],
-            (*context).user_ip6[3],
-        ];
+        let [first, second, third, fourth] = address6(context);
         let (address, loopback) = match [first, second, third] {
             [0, 0, MAPPED_PART] => (Be32::from_raw(fourth), false),
             // `::1` and `::`, which connects to it.
@@ -131,6 +118,23 @@ fn dial6(context: *mut bpf_sock_addr) -> i32 {
         }
     }
     PROCEED
+}
+
+/// The address of a context of IPv6, as it is in memory. Word by word: the verifier allows no other access.
+///
+/// # Safety
+/// The context is the program's, of a hook that may read it.
+#[inline(always)]
+unsafe fn address6(context: *mut bpf_sock_addr) -> [u32; 4] {
+    // SAFETY: this function's contract.
+    unsafe {
+        [
+            (*context).user_ip6[0],
+            (*context).user_ip6[1],
+            (*context).user_ip6[2],
+            (*context).user_ip6[3],
+        ]
+    }
 }
 
 /// What stands for an address that is dialled: of another machine, what its answers would come from, see
