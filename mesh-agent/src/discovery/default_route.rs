@@ -9,9 +9,41 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_indextoname;
 
+use super::bridges;
 use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
-/// An IPv4 default route.
+/// The interfaces that default routes of either IP version lead out of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DefaultInterfaces {
+    /// Those of the main table.
+    main: BTreeSet<u32>,
+    /// Those of tables that rules choose, as where each card has a router of its own.
+    ruled: BTreeSet<u32>,
+}
+
+impl DefaultInterfaces {
+    /// Takes a route over if it is a default route.
+    pub(super) fn add(&mut self, route: &RouteMessage) {
+        let Some(route) = DefaultRoute::of_either_version(route) else {
+            return;
+        };
+        let interfaces = if route.is_in_main_table() {
+            &mut self.main
+        } else {
+            &mut self.ruled
+        };
+        interfaces.extend(route.interfaces);
+    }
+
+    /// Those by which traffic from outside can arrive. A bridge that only a rule's table names is one of
+    /// containers or virtual machines, of which one is the router of others.
+    pub(super) fn uplinks(&self, is_bridge: impl Fn(u32) -> bool) -> impl Iterator<Item = u32> {
+        let ruled = self.ruled.iter().filter(move |index| !is_bridge(**index));
+        self.main.iter().chain(ruled).copied()
+    }
+}
+
+/// A default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DefaultRoute {
     /// The number of its table.
@@ -25,11 +57,24 @@ pub(super) struct DefaultRoute {
 }
 
 impl DefaultRoute {
-    /// The default route that a message describes; `None` if it describes another route.
+    /// The IPv4 default route that a message describes; `None` if it describes another route.
     pub(super) fn of(route: &RouteMessage) -> Option<Self> {
-        let is_default = route.header.address_family == AddressFamily::Inet
-            && route.header.destination_prefix_length == 0
-            && route.header.kind == RouteType::Unicast;
+        let is_ipv4 = route.header.address_family == AddressFamily::Inet;
+        is_ipv4.then(|| Self::of_either_version(route)).flatten()
+    }
+
+    /// What asks the kernel for the routes of all tables, one IP version after the other.
+    pub(super) fn requests() -> [RouteMessage; 2] {
+        [AddressFamily::Inet, AddressFamily::Inet6].map(|family| {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request
+        })
+    }
+
+    fn of_either_version(route: &RouteMessage) -> Option<Self> {
+        let is_default =
+            route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
         if !is_default {
             return None;
         }
@@ -62,33 +107,27 @@ impl DefaultRoute {
     }
 }
 
-/// The names of the interfaces that the main table's default routes lead out of: the uplinks that an agent
-/// chooses unless it is given others.
+/// The names of the interfaces that default routes lead out of: the uplinks that an agent chooses unless it is
+/// given others.
 ///
 /// # Errors
 /// When the kernel does not list its routes.
 pub fn default_route_interfaces() -> Result<BTreeSet<String>, NetlinkError> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
-    let listed = Connection::open(NETLINK_ROUTE)?
-        .dump(&Message::encode(&RouteNetlinkMessage::GetRoute(request), 0))?;
-    let mut names = BTreeSet::new();
-    for message in listed {
-        let RouteNetlinkMessage::NewRoute(route) = message.decode()? else {
-            continue;
-        };
-        let interfaces = DefaultRoute::of(&route)
-            .filter(DefaultRoute::is_in_main_table)
-            .map_or_else(Vec::new, |route| route.interfaces);
-        // An interface may be gone by now.
-        names.extend(
-            interfaces
-                .into_iter()
-                .filter_map(|index| if_indextoname(index).ok())
-                .map(|name| name.to_string_lossy().into_owned()),
-        );
+    let mut connection = Connection::open(NETLINK_ROUTE)?;
+    let mut interfaces = DefaultInterfaces::default();
+    for request in DefaultRoute::requests() {
+        let request = Message::encode(&RouteNetlinkMessage::GetRoute(request), 0);
+        for message in connection.dump(&request)? {
+            if let RouteNetlinkMessage::NewRoute(route) = message.decode()? {
+                interfaces.add(&route);
+            }
+        }
     }
-    Ok(names)
+    // An interface may be gone by now.
+    let name_of = |index| Some(if_indextoname(index).ok()?.to_string_lossy().into_owned());
+    let bridges = bridges()?;
+    let is_bridge = |index| name_of(index).is_some_and(|name| bridges.contains(&name));
+    Ok(interfaces.uplinks(is_bridge).filter_map(name_of).collect())
 }
 
 #[cfg(test)]
@@ -127,5 +166,20 @@ mod tests {
         let mut other = route(Ipv4Addr::UNSPECIFIED, 0, 2);
         other.attributes.push(RouteAttribute::Table(1000));
         assert!(!DefaultRoute::of(&other).unwrap().is_in_main_table());
+    }
+
+    #[test]
+    fn a_bridge_is_an_uplink_by_the_main_tables_default_route_only() {
+        let mut interfaces = DefaultInterfaces::default();
+        interfaces.add(&route(Ipv4Addr::UNSPECIFIED, 0, 2));
+        for index in [2, 3] {
+            let mut ruled = route(Ipv4Addr::UNSPECIFIED, 0, index);
+            ruled.attributes.push(RouteAttribute::Table(1000));
+            interfaces.add(&ruled);
+        }
+        let uplinks = |bridge| -> BTreeSet<u32> { interfaces.uplinks(|index| index == bridge).collect() };
+        assert_eq!(uplinks(0), [2, 3].into());
+        assert_eq!(uplinks(2), [2, 3].into());
+        assert_eq!(uplinks(3), [2].into());
     }
 }

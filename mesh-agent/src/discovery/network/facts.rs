@@ -17,7 +17,7 @@ use netlink_packet_route::{
 };
 
 use self::ipv6::Ipv6Addresses;
-use super::{Interest, NetworkOptions, NetworkState};
+use super::{DefaultInterfaces, Interest, NetworkOptions, NetworkState};
 use crate::{
     mesh0,
     model::{HostInterface, MacAddress, NextHop, Subnet},
@@ -96,7 +96,7 @@ pub(super) struct Facts {
     ipv6_addresses: Ipv6Addresses,
     /// Usable neighbours only.
     neighbours: BTreeMap<(u32, Ipv4Addr), MacAddress>,
-    pub(super) default_interfaces: BTreeSet<u32>,
+    pub(super) default_interfaces: DefaultInterfaces,
     pub(super) paths: BTreeMap<Ipv4Addr, Path>,
 }
 
@@ -258,6 +258,11 @@ impl Facts {
             .collect()
     }
 
+    /// Whether an interface of this node has this address.
+    pub(super) fn has_address(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|(_, own, _)| *own == address)
+    }
+
     fn mac_of(&self, interface: u32) -> Option<MacAddress> {
         match self.links.get(&interface)?.header {
             Header::Ethernet(mac) => Some(mac),
@@ -358,7 +363,12 @@ impl Facts {
             .iter()
             .filter(|(_, address, _)| in_cluster.contains(&Some(*address)))
             .map(|(interface, ..)| *interface);
-        let found = (self.default_interfaces.iter().copied())
+        let is_bridge = |index| {
+            self.links
+                .get(&index)
+                .is_some_and(|link| link.kind == Kind::Bridge)
+        };
+        let found = (self.default_interfaces.uplinks(is_bridge))
             .chain(with_node_address)
             .chain(self.paths.values().map(|path| path.interface));
         let named = self
@@ -424,12 +434,15 @@ fn is_layer3(link_type: LinkLayerType) -> bool {
 /// What a route's change requires. A routing daemon changes thousands that matter to nothing here.
 fn route_effect(route: &RouteMessage, peers: &BTreeSet<Ipv4Addr>) -> Effect {
     // What is in the local table follows from addresses, which are reported by themselves.
-    if route.header.address_family != AddressFamily::Inet || route.header.table == libc::RT_TABLE_LOCAL {
+    if route.header.table == libc::RT_TABLE_LOCAL {
         return Effect::None;
     }
     let length = u32::from(route.header.destination_prefix_length);
     if length == 0 {
         return Effect::Routes;
+    }
+    if route.header.address_family != AddressFamily::Inet {
+        return Effect::None;
     }
     let first = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(address.to_bits()),

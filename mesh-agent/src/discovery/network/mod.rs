@@ -19,7 +19,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::LinkExtentMask,
     neighbour::{NeighbourFlags, NeighbourState},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric},
+    route::{RouteAttribute, RouteMessage, RouteMetric},
 };
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
@@ -33,7 +33,10 @@ use self::{
     facts::{Effect, Facts, Path},
     pace::{Lookup, Pace},
 };
-use super::{NetworkState, default_route::DefaultRoute};
+use super::{
+    NetworkState,
+    default_route::{DefaultInterfaces, DefaultRoute},
+};
 
 /// The kernel announces a new container's veth in a dozen messages, which are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -115,6 +118,7 @@ pub fn watch_network(
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
         MulticastGroup::Ipv4Rule,
     ];
     let (mut connection, handle, messages) =
@@ -256,27 +260,31 @@ impl NetworkWatcher {
     }
 
     async fn list_default_routes(&mut self) -> Result<(), NetworkError> {
-        let mut interfaces = BTreeSet::new();
-        let request = RouteMessageBuilder::<Ipv4Addr>::new()
-            .table_id(u32::from(RouteHeader::RT_TABLE_MAIN))
-            .build();
-        each("routes", self.handle.route().get(request).execute(), |route| {
-            let route = DefaultRoute::of(&route).filter(DefaultRoute::is_in_main_table);
-            interfaces.extend(route.into_iter().flat_map(|route| route.interfaces));
-        })
-        .await?;
+        let mut interfaces = DefaultInterfaces::default();
+        for request in DefaultRoute::requests() {
+            each("routes", self.handle.route().get(request).execute(), |route| {
+                interfaces.add(&route);
+            })
+            .await?;
+        }
         self.facts.default_interfaces = interfaces;
         Ok(())
     }
 
-    /// Looks up the kernel's route to each peer.
+    /// Looks up the kernel's route to each peer, for packets that have this node's address as their source:
+    /// rules can say that those leave by another interface than others (`ip rule add from ADDRESS`).
     async fn find_paths(&mut self) {
         self.known_interest = self.interest.newest();
+        let own = self.known_interest.node_address;
+        // Behind NAT the address may be none of this node's, and the kernel routes nothing from it.
+        let source = own.filter(|address| self.facts.has_address(*address));
         let mut paths = BTreeMap::new();
         for peer in self.known_interest.peers.iter().copied() {
-            let request = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(peer, 32)
-                .build();
+            let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(peer, 32);
+            let request = match source {
+                Some(source) => request.source_prefix(source, 32).build(),
+                None => request.build(),
+            };
             match first(self.handle.route().get(request).execute()).await {
                 Ok(Some(route)) => {
                     if let Some(path) = path_of(peer, &route) {

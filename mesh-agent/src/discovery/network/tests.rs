@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 use super::{Interest, NetworkOptions, watch_network};
 use crate::{
     discovery::{
-        NetworkState,
+        NetworkState, default_route_interfaces,
         own_network::{in_namespace, ip},
     },
     model::{MacAddress, NextHop},
@@ -220,6 +220,75 @@ fn whatever_clients_or_peers_can_send_by_is_an_uplink() {
             .until("an uplink is known by its new name", |state| {
                 uplinks(state) == ["card0", "named0"]
             })
+            .await;
+    });
+}
+
+#[test]
+fn cards_with_routers_of_their_own_are_uplinks_and_lead_to_peers_by_the_nodes_address() {
+    in_namespace(|| async {
+        wire();
+        ip("link set lo up");
+        for card in ["public", "modern"] {
+            ip(&format!("link add {card}0 type veth peer name {card}1"));
+            ip(&format!("link set {card}0 up"));
+            ip(&format!("link set {card}1 up"));
+        }
+        ip("address add 203.0.113.1/24 dev public0");
+        ip("route add default via 203.0.113.254");
+        let mut watched = Watched::start(&[]);
+        watched
+            .until("the default route is known", |state| {
+                uplinks(state) == ["public0"]
+            })
+            .await;
+        ip("route add default via 192.0.2.254 dev wire0 table 100");
+        watched
+            .until("the other table's card is an uplink", |state| {
+                uplinks(state) == ["public0", "wire0"]
+            })
+            .await;
+        ip("-6 route add default dev modern0");
+        watched
+            .until("so is that of IPv6's default route", |state| {
+                uplinks(state) == ["modern0", "public0", "wire0"]
+            })
+            .await;
+        assert_eq!(
+            default_route_interfaces()
+                .unwrap()
+                .into_iter()
+                .collect::<Vec<_>>(),
+            uplinks(&watched.state.current().clone().unwrap()),
+            "the doctor sees the same"
+        );
+
+        let peer = address("198.51.100.9");
+        watched.interest.send_modify(|interest| {
+            interest.node_address = Some(address("192.0.2.1"));
+            interest.peers = BTreeSet::from([peer]);
+        });
+        let leads_by = |interface: &'static str| {
+            move |state: &NetworkState| {
+                state
+                    .peer_interfaces
+                    .get(&peer)
+                    .is_some_and(|found| found == interface)
+            }
+        };
+        watched
+            .until("the peer is beyond the default route", leads_by("public0"))
+            .await;
+        ip("rule add from 192.0.2.1 lookup 100");
+        watched
+            .until("the rule about the node's address is followed", leads_by("wire0"))
+            .await;
+        // As behind NAT.
+        watched
+            .interest
+            .send_modify(|interest| interest.node_address = Some(address("192.0.2.99")));
+        watched
+            .until("an address of elsewhere has no rule", leads_by("public0"))
             .await;
     });
 }
