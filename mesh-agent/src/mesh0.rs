@@ -19,7 +19,7 @@ use netlink_packet_route::{
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
-    route::{RouteMessage, RouteScope},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope},
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -31,6 +31,8 @@ pub const DEVICE: &str = "mesh0";
 pub const OTHER_END: &str = "mesh1";
 /// Bytes that encapsulation adds to a packet; the device's MTU leaves room for them.
 pub const ENCAPSULATION_BYTES: u32 = 48;
+/// On a device that carries less there is no IPv6 (RFC 8200), and no way to IPv6 clients of any card.
+const LEAST_MTU: u32 = 1280;
 
 /// The desired state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,13 @@ pub struct Settings {
     pub uplink_mtu: u32,
     /// Whether IPv6 clients are served, to whom answers leave by it too.
     pub ipv6: bool,
+}
+
+impl Settings {
+    /// The largest packet of a local process that fits into the tunnel, as far as uplinks decide it.
+    const fn largest_packet(self) -> u32 {
+        self.uplink_mtu.saturating_sub(ENCAPSULATION_BYTES)
+    }
 }
 
 /// The device could not be set up or removed.
@@ -121,7 +130,7 @@ impl Mesh0 {
                 .await
                 .map_err(failed(format!("create the veth pair {DEVICE} and {OTHER_END}")))?;
         }
-        let mtu = settings.uplink_mtu.saturating_sub(ENCAPSULATION_BYTES);
+        let mtu = settings.largest_packet().max(LEAST_MTU);
         for name in [DEVICE, OTHER_END] {
             let link = self.find(name).await?.ok_or(Mesh0Error::Vanished(name))?;
             if !is_veth(&link) {
@@ -206,12 +215,16 @@ fn failed(operation: String) -> impl FnOnce(rtnetlink::Error) -> Mesh0Error {
 }
 
 fn route(interface: u32, settings: Settings) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new()
+    let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(settings.service_address, 32)
         .output_interface(interface)
         .pref_source(settings.node_address)
         .scope(RouteScope::Link)
-        .build()
+        .build();
+    // The device may carry more.
+    let mtu = RouteMetric::Mtu(settings.largest_packet());
+    route.attributes.push(RouteAttribute::Metrics(vec![mtu]));
+    route
 }
 
 fn is_veth(link: &LinkMessage) -> bool {
@@ -301,6 +314,15 @@ mod tests {
                 );
             }
             assert_eq!(ip("-6 -o address show dev mesh0"), "");
+
+            // A VPN's.
+            let small = Settings {
+                uplink_mtu: 1280,
+                ..SETTINGS
+            };
+            assert_eq!(mesh0.ensure(small).await.unwrap().mtu, 1280, "IPv6 needs it");
+            let route = ip("route get 169.254.96.1");
+            assert!(route.contains("mtu 1232"), "{route}");
 
             let moved = Settings {
                 node_address: Ipv4Addr::new(192, 0, 2, 9),

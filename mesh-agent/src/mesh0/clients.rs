@@ -145,11 +145,12 @@ mod tests {
             };
             let mesh0 = Mesh0::new(Path::new(SYSCTLS)).unwrap();
             let interface = mesh0.ensure(served).await.unwrap();
-            for mtu in [1500, 9000] {
+            for mtu in [1500, 1280, 9000] {
                 let served = Settings {
                     uplink_mtu: mtu,
                     ..served
                 };
+                mesh0.ensure(served).await.unwrap();
                 mesh0.ensure_clients(served, interface).await.unwrap();
                 let routes = ip("route show 248.0.0.0/6");
                 assert_eq!(routes.lines().count(), 1, "{routes}");
