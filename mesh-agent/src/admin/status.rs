@@ -113,6 +113,7 @@ fn probes(peer: &PeerLiveness, now: SystemTime) -> PeerProbes {
         },
         round_trip_seconds: peer.round_trip.map(|round_trip| round_trip.as_secs_f64()),
         silent_seconds: peer.silent_since.map(|since| seconds_between(since, now)),
+        answers_again: peer.answers_again,
     }
 }
 
@@ -288,6 +289,7 @@ mod tests {
             state: ProbeState::Silent,
             round_trip_seconds: Some(0.003),
             silent_seconds: Some(6.0),
+            answers_again: false,
         };
         assert_eq!(probes, [None, Some(silent)]);
     }

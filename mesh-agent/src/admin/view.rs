@@ -392,6 +392,7 @@ pub(crate) mod fixture {
                 silent_since,
                 lost: false,
                 path_mtu: answers.then_some(1400),
+                answers_again: false,
             };
             (Ipv4Addr::new(192, 168, 0, last), liveness)
         };

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_indextoname;
 
-use super::bridges;
+use super::{bridges, route_to::interfaces_of};
 use crate::datapath::netlink::{Connection, Message, NetlinkError};
 
 /// The interfaces that default routes of either IP version lead out of.
@@ -82,19 +82,13 @@ impl DefaultRoute {
             table: u32::from(route.header.table),
             metric: 0,
             gateway: None,
-            interfaces: Vec::new(),
+            interfaces: interfaces_of(route).collect(),
         };
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Table(number) => found.table = *number,
                 RouteAttribute::Priority(priority) => found.metric = *priority,
                 RouteAttribute::Gateway(RouteAddress::Inet(address)) => found.gateway = Some(*address),
-                RouteAttribute::Oif(index) => found.interfaces.push(*index),
-                RouteAttribute::MultiPath(hops) => found.interfaces.extend(
-                    hops.iter()
-                        .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
-                        .map(|hop| hop.interface_index),
-                ),
                 _ => {}
             }
         }
@@ -107,8 +101,8 @@ impl DefaultRoute {
     }
 }
 
-/// The names of the interfaces that default routes lead out of: the uplinks that an agent chooses unless it is
-/// given others.
+/// The names of the interfaces that default routes lead out of: the uplinks that an agent chooses unless it
+/// is given others.
 ///
 /// # Errors
 /// When the kernel does not list its routes.

@@ -1,10 +1,10 @@
-//! The interface by which an address is reached, as the kernel's routes say.
+//! The interfaces by which an address is reached, as the kernel's routes say.
 
 use std::net::Ipv4Addr;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteNextHopFlags},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -31,6 +31,21 @@ pub fn interface_to(address: Ipv4Addr) -> Result<Option<u32>, NetlinkError> {
         RouteAttribute::Oif(index) => Some(index),
         _ => None,
     }))
+}
+
+/// The interfaces that a route leads out of; several if it is a multipath route.
+pub(super) fn interfaces_of(route: &RouteMessage) -> impl Iterator<Item = u32> {
+    route.attributes.iter().flat_map(|attribute| {
+        let (single, several) = match attribute {
+            RouteAttribute::Oif(index) => (Some(*index), &[][..]),
+            RouteAttribute::MultiPath(hops) => (None, &hops[..]),
+            _ => (None, &[][..]),
+        };
+        let usable = several
+            .iter()
+            .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+        single.into_iter().chain(usable.map(|hop| hop.interface_index))
+    })
 }
 
 #[cfg(test)]

@@ -125,7 +125,14 @@ pub(super) fn mesh_port(
                 Some(false) => {
                     let since = liveness.silent_since.unwrap_or(now);
                     let seconds = now.duration_since(since).unwrap_or_default().as_secs();
-                    Some(format!("{name} has not answered for {seconds} s"))
+                    Some(if liveness.answers_again {
+                        format!(
+                            "{name} answers irregularly, and gets no new connections for {seconds} s if others can \
+                             take them: packets between the nodes are lost"
+                        )
+                    } else {
+                        format!("{name} has not answered for {seconds} s")
+                    })
                 }
                 None => Some(format!("{name} has not answered since this agent started")),
             }
@@ -302,6 +309,25 @@ mod tests {
             silent_since: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(88)),
             ..PeerLiveness::default()
         });
+        let unsteady = peers[0].probes.map(|probes| PeerLiveness {
+            answers_again: true,
+            ..probes
+        });
+        let check = mesh_port(
+            DatapathKind::Ebpf,
+            6081,
+            &[PeerFacts {
+                probes: unsteady,
+                ..peer(2, "")
+            }],
+            None,
+            now,
+        );
+        let detail = check.unwrap().detail;
+        assert!(
+            detail.contains("answers irregularly") && detail.contains("for 12 s"),
+            "{detail}"
+        );
         peers[1].probes = Some(PeerLiveness::default());
         let check = mesh_port(DatapathKind::Ebpf, 6081, &peers, None, now).unwrap();
         assert_eq!(check.outcome, Outcome::Warn);

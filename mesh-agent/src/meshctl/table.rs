@@ -221,7 +221,12 @@ fn probes(probes: &PeerProbes) -> String {
         ProbeState::Answers => format!("answers in {round_trip:.1} ms"),
         ProbeState::Silent => {
             let seconds = probes.silent_seconds.unwrap_or_default();
-            format!("silent for {seconds:.0} s")
+            let state = if probes.answers_again {
+                "unsteady"
+            } else {
+                "silent"
+            };
+            format!("{state} for {seconds:.0} s")
         }
         ProbeState::Unknown => "no answer yet".to_owned(),
     }
@@ -364,6 +369,7 @@ mod tests {
                 state,
                 round_trip_seconds,
                 silent_seconds,
+                answers_again: false,
             })
         };
         assert_eq!(
@@ -375,6 +381,13 @@ mod tests {
             "silent for 12 s"
         );
         assert_eq!(text(ProbeState::Unknown, None, None), "no answer yet");
+        let unsteady = PeerProbes {
+            state: ProbeState::Silent,
+            round_trip_seconds: Some(0.001),
+            silent_seconds: Some(11.6),
+            answers_again: true,
+        };
+        assert_eq!(probes(&unsteady), "unsteady for 12 s");
     }
 
     fn answer() -> Routes {

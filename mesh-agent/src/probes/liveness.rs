@@ -131,14 +131,17 @@ impl Liveness {
         next
     }
 
-    /// Gives up silent peers after the grace; none if no peer answers, as this node may be the one cut off.
+    /// Gives up silent peers after a grace without any answer: one that is kept out of rotation because it
+    /// answers irregularly carries its connections. None if no peer answers, as this node may be the one cut
+    /// off.
     fn give_up(&mut self, now: Duration, changes: &mut Vec<Change>) {
         let answers = |peer: &Peer| peer.last_answered.is_some() && peer.silent_since.is_none();
         if !self.peers.iter().any(answers) {
             return;
         }
         for peer in &mut self.peers {
-            if !peer.lost && peer.silent_since.is_some_and(|since| now >= since + GRACE) {
+            let is_over = |since: Duration| now >= since + GRACE;
+            if !peer.lost && peer.silent_since.is_some_and(is_over) && peer.answered_at.is_none_or(is_over) {
                 peer.lost = true;
                 changes.push(Change::Lost(peer.address));
             }
@@ -181,6 +184,12 @@ impl Peer {
     /// `None` until it has answered once.
     pub(super) fn answers(&self) -> Option<bool> {
         self.last_answered.map(|_| self.silent_since.is_none())
+    }
+
+    /// Whether it is silent, and answers again: not steadily enough yet.
+    pub(super) fn answers_again(&self) -> bool {
+        self.silent_since
+            .is_some_and(|since| self.answered_at.is_some_and(|answered| answered >= since))
     }
 
     fn wakes_at(&self) -> Duration {

@@ -83,6 +83,9 @@ pub struct PeerLiveness {
     pub path_mtu: Option<u16>,
     /// When it fell silent, if it is.
     pub silent_since: Option<SystemTime>,
+    /// Whether it answers some probes since then: packets get lost on the way, or it has been out of reach
+    /// again and again, and is kept out of rotation for a while.
+    pub answers_again: bool,
     /// Whether it has been silent for so long that connections to it are given up.
     pub lost: bool,
 }

@@ -199,6 +199,7 @@ impl Prober {
                 round_trip: peer.round_trip,
                 path_mtu: self.path_mtus.found(peer.address),
                 silent_since: peer.silent_since.map(|since| wall_clock - (now - since)),
+                answers_again: peer.answers_again(),
                 lost: peer.lost,
             };
             (peer.address, liveness)

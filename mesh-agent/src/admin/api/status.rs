@@ -141,6 +141,9 @@ pub struct PeerProbes {
     pub round_trip_seconds: Option<f64>,
     /// How long it has been silent, if it is.
     pub silent_seconds: Option<f64>,
+    /// Whether it answers some probes since then, so that its connections go on.
+    #[serde(default)]
+    pub answers_again: bool,
 }
 
 /// What a peer's data path does with this node's probes.

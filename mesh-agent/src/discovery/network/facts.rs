@@ -48,8 +48,8 @@ pub(super) enum Effect {
 pub(super) struct Path {
     /// Interface the route leaves by.
     pub(super) interface: u32,
-    /// The peer itself, or the gateway.
-    pub(super) next: Ipv4Addr,
+    /// The peer itself, or the gateway; `None` for a gateway with an IPv6 address: the kernel resolves it.
+    pub(super) next: Option<Ipv4Addr>,
     /// The route's own MTU: set by an administrator, or learned by the kernel from a router on the way.
     pub(super) mtu: Option<u32>,
 }
@@ -98,6 +98,8 @@ pub(super) struct Facts {
     neighbours: BTreeMap<(u32, Ipv4Addr), MacAddress>,
     pub(super) default_interfaces: DefaultInterfaces,
     pub(super) paths: BTreeMap<Ipv4Addr, Path>,
+    /// All interfaces of routes to peers: of a multipath route a path has one, and peers send by any.
+    pub(super) equal_interfaces: BTreeSet<u32>,
 }
 
 impl Facts {
@@ -243,7 +245,7 @@ impl Facts {
     }
 
     fn neighbour_effect(&self, (interface, next): (u32, Ipv4Addr), changed: bool) -> Effect {
-        let leads_to_peer = |path: &Path| (path.interface, path.next) == (interface, next);
+        let leads_to_peer = |path: &Path| (path.interface, path.next) == (interface, Some(next));
         state_if(changed && self.paths.values().any(leads_to_peer))
     }
 
@@ -252,7 +254,7 @@ impl Facts {
     pub(super) fn neighbours_wanted(&self, verify: bool) -> BTreeSet<(u32, Ipv4Addr)> {
         self.paths
             .values()
-            .map(|path| (path.interface, path.next))
+            .filter_map(|path| Some((path.interface, path.next?)))
             .filter(|(interface, _)| self.mac_of(*interface).is_some())
             .filter(|key| verify || !self.neighbours.contains_key(key))
             .collect()
@@ -346,7 +348,7 @@ impl Facts {
             Header::Ethernet(source_mac) => Some(NextHop {
                 interface: path.interface,
                 source_mac,
-                destination_mac: *self.neighbours.get(&(path.interface, path.next))?,
+                destination_mac: *self.neighbours.get(&(path.interface, path.next?))?,
                 mtu,
             }),
             Header::None => Some(NextHop::layer3(path.interface, mtu)),
@@ -370,7 +372,8 @@ impl Facts {
         };
         let found = (self.default_interfaces.uplinks(is_bridge))
             .chain(with_node_address)
-            .chain(self.paths.values().map(|path| path.interface));
+            .chain(self.paths.values().map(|path| path.interface))
+            .chain(self.equal_interfaces.iter().copied());
         let named = self
             .links
             .iter()

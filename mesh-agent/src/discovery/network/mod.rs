@@ -19,7 +19,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::LinkExtentMask,
     neighbour::{NeighbourFlags, NeighbourState},
-    route::{RouteAttribute, RouteMessage, RouteMetric},
+    route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric},
 };
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
@@ -36,6 +36,7 @@ use self::{
 use super::{
     NetworkState,
     default_route::{DefaultInterfaces, DefaultRoute},
+    route_to::interfaces_of,
 };
 
 /// The kernel announces a new container's veth in a dozen messages, which are handled together.
@@ -279,23 +280,24 @@ impl NetworkWatcher {
         // Behind NAT the address may be none of this node's, and the kernel routes nothing from it.
         let source = own.filter(|address| self.facts.has_address(*address));
         let mut paths = BTreeMap::new();
+        let mut equal_interfaces = BTreeSet::new();
         for peer in self.known_interest.peers.iter().copied() {
             let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(peer, 32);
-            let request = match source {
+            let mut request = match source {
                 Some(source) => request.source_prefix(source, 32).build(),
                 None => request.build(),
             };
-            match first(self.handle.route().get(request).execute()).await {
-                Ok(Some(route)) => {
-                    if let Some(path) = path_of(peer, &route) {
-                        paths.insert(peer, path);
-                    }
-                }
-                Ok(None) => {}
-                // "Network is unreachable" is an answer too: for now there is no route.
-                Err(error) => debug!(%peer, %error, "no route to peer"),
-            }
+            let path = route_to(&self.handle, peer, request.clone()).await;
+            let Some(path) = path.and_then(|route| path_of(peer, &route)) else {
+                continue;
+            };
+            paths.insert(peer, path);
+            // Not what packets take, but the entry of the table.
+            request.header.flags |= RouteFlags::FibMatch;
+            let entry = route_to(&self.handle, peer, request).await;
+            equal_interfaces.extend(entry.iter().flat_map(interfaces_of));
         }
+        self.facts.equal_interfaces = equal_interfaces;
         let known = std::mem::replace(&mut self.facts.paths, paths);
         if known != self.facts.paths {
             self.solicit(false).await;
@@ -350,6 +352,17 @@ async fn due(at: Option<Instant>) {
     }
 }
 
+async fn route_to(handle: &Handle, peer: Ipv4Addr, request: RouteMessage) -> Option<RouteMessage> {
+    match first(handle.route().get(request).execute()).await {
+        Ok(route) => route,
+        Err(error) => {
+            // "Network is unreachable" is an answer too: for now there is no route.
+            debug!(%peer, %error, "no route to peer");
+            None
+        }
+    }
+}
+
 fn path_of(peer: Ipv4Addr, route: &RouteMessage) -> Option<Path> {
     let mut interface = None;
     let mut next = Some(peer);
@@ -371,7 +384,7 @@ fn path_of(peer: Ipv4Addr, route: &RouteMessage) -> Option<Path> {
     }
     Some(Path {
         interface: interface?,
-        next: next?,
+        next,
         mtu,
     })
 }

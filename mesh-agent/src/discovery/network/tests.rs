@@ -225,7 +225,7 @@ fn whatever_clients_or_peers_can_send_by_is_an_uplink() {
 }
 
 #[test]
-fn cards_with_routers_of_their_own_are_uplinks_and_lead_to_peers_by_the_nodes_address() {
+fn cards_with_routers_of_their_own_are_uplinks_and_rules_about_the_nodes_address_hold() {
     in_namespace(|| async {
         wire();
         ip("link set lo up");
@@ -289,6 +289,37 @@ fn cards_with_routers_of_their_own_are_uplinks_and_lead_to_peers_by_the_nodes_ad
             .send_modify(|interest| interest.node_address = Some(address("192.0.2.99")));
         watched
             .until("an address of elsewhere has no rule", leads_by("public0"))
+            .await;
+    });
+}
+
+/// As of a node that a routing daemon connects to two switches.
+#[test]
+fn every_card_of_a_multipath_route_to_a_peer_is_an_uplink_whatever_its_gateways_addresses_are() {
+    in_namespace(|| async {
+        wire();
+        ip("link add second0 type veth peer name second1");
+        ip("link set second0 up");
+        ip("link set second1 up");
+        let mut watched = Watched::start(&[]);
+        let peer = address("198.51.100.9");
+        watched
+            .interest
+            .send_modify(|interest| interest.peers = BTreeSet::from([peer]));
+        ip(
+            "route add 198.51.100.0/24 nexthop via inet6 fe80::1 dev wire0 nexthop via inet6 fe80::1 dev second0",
+        );
+        let state = watched
+            .until("both are uplinks", |state| uplinks(state) == ["second0", "wire0"])
+            .await;
+        assert!(
+            state.peer_interfaces.contains_key(&peer),
+            "packets to the peer leave by one of them"
+        );
+        assert!(state.next_hops.is_empty(), "the kernel resolves it");
+        ip("route replace 198.51.100.0/24 dev second0");
+        watched
+            .until("one is left", |state| uplinks(state) == ["second0"])
             .await;
     });
 }

@@ -230,6 +230,33 @@ fn connections_to_a_silent_peer_are_given_up_after_the_grace_unless_no_peer_answ
 }
 
 #[test]
+fn connections_to_a_peer_that_answers_irregularly_are_not_given_up() {
+    let mut node = Node::with_peers(2);
+    node.run(ms(1000));
+    // Until it is kept out of rotation for longer than the grace.
+    for _ in 0..5 {
+        node.cut(2);
+        node.run(ms(1000));
+        node.mend(2);
+        node.run(node.liveness.peers()[1].hold_down + ms(1000));
+        assert_eq!(node.silent(), NONE);
+    }
+    node.cut(2);
+    node.run(ms(1000));
+    assert!(!node.liveness.peers()[1].answers_again());
+    node.mend(2);
+    node.run(ms(15_000));
+    assert_eq!(node.silent(), [address(2)]);
+    let peer = &node.liveness.peers()[1];
+    assert!(!peer.lost && peer.answers_again());
+    node.cut(2);
+    node.run(ms(9_500));
+    assert!(!node.liveness.peers()[1].lost);
+    node.run(ms(1000));
+    assert!(node.liveness.peers()[1].lost);
+}
+
+#[test]
 fn what_this_node_does_late_is_not_counted_against_its_peers() {
     let mut node = Node::with_peers(3);
     node.run(ms(1000));
