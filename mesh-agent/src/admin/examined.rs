@@ -3,8 +3,14 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    View, access::unknown_interfaces, firewall::inexpressible_rules, health::failing_lines,
-    labels::ignored_labels, limits::limit_lines, ports::port_lines, status::missing_hooks,
+    View,
+    access::unknown_interfaces,
+    firewall::inexpressible_rules,
+    health::{failing_lines, out_of_reach_lines},
+    labels::ignored_labels,
+    limits::limit_lines,
+    ports::port_lines,
+    status::missing_hooks,
 };
 use crate::{
     datapath::Mode,
@@ -44,6 +50,7 @@ pub(super) fn running(view: &View) -> Running {
             .iter()
             .cloned()
             .chain(failing_lines(view))
+            .chain(out_of_reach_lines(view))
             .chain(limit_lines(view))
             .chain(inexpressible_rules(view))
             .chain(unknown_interfaces(view))

@@ -44,6 +44,44 @@ pub fn failing_lines(view: &View) -> Vec<String> {
     failing_services(view).into_iter().filter_map(line).collect()
 }
 
+/// Why nothing is sent to a replica that the mesh cannot reach on its own node.
+pub(super) const OUT_OF_REACH: &str = "no bridge of its node leads to its container: its default route is another \
+                                       network's (such as a macvlan's)";
+
+/// The services with replicas that the mesh cannot reach on their own nodes, and how many those are.
+#[must_use]
+pub fn out_of_reach(view: &View) -> Vec<(ServiceKey, usize)> {
+    let checks = view.checks();
+    let services = view.desired.services.iter();
+    services
+        .filter_map(|(key, service)| {
+            let tasks = view.source.cluster.tasks.iter();
+            let count = tasks
+                .filter(|(id, task)| task.service == service.id && checks.is_out_of_reach(id))
+                .count();
+            (count > 0).then_some((*key, count))
+        })
+        .collect()
+}
+
+/// One line for each of them.
+#[must_use]
+pub fn out_of_reach_lines(view: &View) -> Vec<String> {
+    let line = |(key, count)| {
+        let service = view.desired.services.get(&key)?;
+        let left = if service.active.is_empty() {
+            "; the port is left to Docker's own mesh"
+        } else {
+            ""
+        };
+        Some(format!(
+            "the mesh cannot reach {count} of the replicas of {} ({key}): {OUT_OF_REACH}{left}",
+            service.name
+        ))
+    };
+    out_of_reach(view).into_iter().filter_map(line).collect()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::time::Duration;
@@ -74,6 +112,29 @@ pub(super) mod tests {
         }
         view.source.cluster = cluster.into();
         view
+    }
+
+    #[test]
+    fn a_service_with_replicas_that_no_bridge_leads_to_is_named() {
+        let (mut view, counters) = fixture::two_nodes();
+        assert_eq!(out_of_reach_lines(&view), [""; 0]);
+        let mut cluster = Cluster::clone(&view.source.cluster);
+        let there = cluster.nodes.get_mut("id2").unwrap();
+        there.failed.insert_out_of_reach("t2".to_owned());
+        view.source.cluster = cluster.into();
+        let lines = out_of_reach_lines(&view);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].starts_with("the mesh cannot reach 1 of the replicas of web (tcp/9200): no bridge"),
+            "{lines:?}"
+        );
+        assert!(
+            !lines[0].contains("left to Docker"),
+            "others are active: {lines:?}"
+        );
+        assert_eq!(failing_lines(&view), [""; 0], "it is no failed check");
+        let notices = crate::admin::routes::routes(&view, &counters).notices;
+        assert!(notices.contains(&lines[0]), "{notices:?}");
     }
 
     #[test]

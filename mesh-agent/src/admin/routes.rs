@@ -6,7 +6,7 @@ use super::{
     answered::{Addresses, answered},
     api::{self, Route, RouteBackend, RouteState, Routes},
     firewall::{inexpressible_rules, left_by},
-    health::failing_lines,
+    health::{OUT_OF_REACH, failing_lines, out_of_reach_lines},
     labels::ignored_labels,
     limits::limit_lines,
 };
@@ -37,6 +37,7 @@ pub fn routes(view: &View, counters: &Counters) -> Routes {
         routes,
         notices: failing_lines(view)
             .into_iter()
+            .chain(out_of_reach_lines(view))
             .chain(inexpressible_rules(view))
             .chain(ignored_labels(view))
             .chain(access_lines(view))
@@ -279,6 +280,7 @@ fn excluded(
             Some(_) if drained_out(view, id, task) => {
                 "drained for longer than mesh.drain-timeout: what was open is reset".to_owned()
             }
+            Some(_) if view.checks().is_out_of_reach(id) => OUT_OF_REACH.to_owned(),
             Some(_) if task.node == view.node => "its container was not found on this node (yet)".to_owned(),
             Some(node) if !node.ready => format!("node {} is not ready", node.hostname),
             Some(node) if view.probes.peers.get(&node.address).is_some_and(|peer| peer.lost) => {

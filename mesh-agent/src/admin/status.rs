@@ -7,7 +7,7 @@ use super::{
     access::unknown_interfaces,
     api::{self, Counts, Ipv6Status, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     firewall::inexpressible_rules,
-    health::failing_lines,
+    health::{failing_lines, out_of_reach_lines},
     labels::ignored_labels,
     limits::{limit_lines, limited_services},
     ports::port_lines,
@@ -163,6 +163,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
     let ports = port_lines(view).into_iter().map(|line| format!("ports: {line}"));
     let health = failing_lines(view)
         .into_iter()
+        .chain(out_of_reach_lines(view))
         .map(|line| format!("health: {line}"));
     let limits = limit_lines(view)
         .into_iter()

@@ -14,6 +14,7 @@ mod local_device;
 mod logging;
 mod membership;
 mod node;
+mod out_of_reach;
 mod parts;
 mod preflight;
 mod reconcile;

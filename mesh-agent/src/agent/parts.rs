@@ -11,6 +11,7 @@ use super::{
     AgentError,
     introspect::Introspection,
     membership::{self, EngineReport},
+    out_of_reach,
     preflight::find_cgroup,
     sources::{self, Channels, Source, SourceHints},
     supervisor::Supervisor,
@@ -108,7 +109,8 @@ impl Parts {
 
         let (check_targets, targets) = watch::channel(health::Targets::new());
         let (failed_sender, failed) = watch::channel(FailedChecks::default());
-        let checks = health::check(targets, failed_sender, shutdown.clone());
+        let (checked_sender, checked) = watch::channel(FailedChecks::default());
+        let checks = health::check(targets, checked_sender, shutdown.clone());
         supervisor.spawn("health checks", checks);
 
         let (engine_sender, engine) = watch::channel(EngineReport::new(source.member()));
@@ -137,6 +139,10 @@ impl Parts {
         let (watcher, containers) =
             ContainerWatcher::new(docker.clone(), source.scheduler(), network.clone(), on_event);
         supervisor.spawn("container watcher", watcher.run(shutdown.clone()));
+        supervisor.spawn(
+            "replicas out of rotation",
+            out_of_reach::combine(checked, containers.clone(), failed_sender, shutdown.clone()),
+        );
 
         let snapshots = channels.state.subscribe();
         let (workers_sender, workers) = watch::channel(FeedServerStatus::default());

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     admin::{
-        View, health::failing_services, labels::ignored_labels, routes::backend_address,
+        View,
+        health::{self, failing_services},
+        labels::ignored_labels,
+        routes::backend_address,
         status::seconds_between,
     },
     datapath::{Counters, Traffic},
@@ -156,8 +159,22 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
             sample(&mut all_failed, labels, u64::from(failing.contains(key)));
         }
     }
+    let mut out_of_reach = gauge(
+        "mesh_service_replicas_out_of_reach",
+        "Replicas of the service that the mesh cannot reach, as no bridge of their node leads to their container. Absent \
+         for services without such replicas.",
+    );
+    for (key, count) in health::out_of_reach(view) {
+        if let Some(service) = view.desired.services.get(&key) {
+            sample(
+                &mut out_of_reach,
+                service_labels(key, &service.name),
+                count as u64,
+            );
+        }
+    }
     let mut families = Vec::from(traffic.into_families());
-    families.extend([in_state, all_failed]);
+    families.extend([in_state, all_failed, out_of_reach]);
     families
 }
 

@@ -19,12 +19,28 @@ impl<'a> Checks<'a> {
     #[must_use]
     pub fn failure(&self, id: &str) -> Option<&'a str> {
         let task = self.cluster.tasks.get(id)?;
+        if self.is_out_of_reach(id) {
+            return None;
+        }
         // A node without an agent goes on announcing what it found before the label was removed.
         self.cluster.services.get(&task.service)?.health.as_ref()?;
-        if task.node == *self.own {
-            self.failed.reason(id)
+        self.of_node(&task.node)?.reason(id)
+    }
+
+    /// Whether the mesh cannot reach a task on its node: no bridge of that node leads to the task's container.
+    #[must_use]
+    pub fn is_out_of_reach(&self, id: &str) -> bool {
+        let task = self.cluster.tasks.get(id);
+        let of_node = task.and_then(|task| self.of_node(&task.node));
+        of_node.is_some_and(|failed| failed.is_out_of_reach(id))
+    }
+
+    /// What a node says of its own replicas.
+    fn of_node(&self, node: &NodeId) -> Option<&'a FailedChecks> {
+        if node == self.own {
+            Some(self.failed)
         } else {
-            self.cluster.nodes.get(&task.node)?.failed.reason(id)
+            self.cluster.nodes.get(node).map(|node| &node.failed)
         }
     }
 }

@@ -34,7 +34,11 @@ pub enum HealthProbe {
     },
 }
 
-/// The replicas of one node that fail their check, by the ids of their tasks, and why.
+/// The reason of replicas that the mesh cannot reach on their own node.
+const OUT_OF_REACH: &str = "no bridge of its node leads to its container";
+
+/// The replicas of one node that fail their check, by the ids of their tasks, and why. Among them are those
+/// that the mesh cannot reach there, whether or not they are checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FailedChecks(BTreeMap<String, String>);
@@ -68,6 +72,17 @@ impl FailedChecks {
         });
         self.0.insert(task, plain.take(Self::MAX_REASON).collect());
         true
+    }
+
+    /// Adds a replica that the mesh cannot reach on this node; false if there are too many already.
+    pub fn insert_out_of_reach(&mut self, task: String) -> bool {
+        self.insert(task, OUT_OF_REACH)
+    }
+
+    /// Whether the mesh cannot reach a replica on this node.
+    #[must_use]
+    pub fn is_out_of_reach(&self, task: &str) -> bool {
+        self.reason(task) == Some(OUT_OF_REACH)
     }
 
     /// Removes a replica; true if it was there.

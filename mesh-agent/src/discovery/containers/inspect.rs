@@ -8,7 +8,7 @@ use bollard::{
     query_parameters::{InspectContainerOptions, ListNetworksOptionsBuilder},
 };
 
-use super::sandbox::{self, Sandbox, SandboxError};
+use super::sandbox::{self, Sandbox, SandboxError, Way};
 use crate::{
     docker::{Docker, DockerError},
     model::{Attached, Container, TaskId, orchestrator_label},
@@ -55,6 +55,9 @@ pub(super) enum Inspection {
     Same,
     /// It takes no part in the mesh.
     Apart,
+    /// It is a replica of this task, and no bridge of this host leads to it: its default route is of another
+    /// network, such as a macvlan's.
+    OutOfReach(TaskId),
 }
 
 /// A container that takes part in the mesh.
@@ -114,8 +117,10 @@ pub(super) async fn inspect(
     let Some(described) = described else {
         return Ok(Inspection::Apart);
     };
-    let Some(sandbox) = sandbox::look_up(described.sandbox).await? else {
-        return Ok(Inspection::Apart);
+    let sandbox = match sandbox::look_up(described.sandbox).await? {
+        Way::ByBridge(sandbox) => sandbox,
+        Way::Elsewhere => return Ok(Inspection::OutOfReach(described.task)),
+        Way::Nowhere => return Ok(Inspection::Apart),
     };
     let Sandbox {
         address,

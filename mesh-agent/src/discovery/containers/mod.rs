@@ -58,6 +58,8 @@ pub struct ContainerState {
     pub containers: BTreeMap<TaskId, Container>,
     /// Their networks, by the host ends of their veths.
     pub attached: BTreeMap<u32, Attached>,
+    /// The tasks of running containers that the mesh cannot reach: no bridge of this host leads to them.
+    pub out_of_reach: BTreeSet<TaskId>,
     /// Why the engine cannot be followed at the moment; `None` while it can. The last list stays in force.
     pub trouble: Option<String>,
     /// Whether the list has been read at least once, and each container on it inspected.
@@ -96,9 +98,11 @@ enum Knowledge {
         reachable: Reachable,
         verify: Option<Instant>,
     },
-    /// It takes no part in the mesh: it has the host's network, is not on the ingress network, no veth leads
-    /// to it, or its process has ended.
+    /// It takes no part in the mesh: it has the host's network, is not on the ingress network, or its process
+    /// has ended.
     Apart,
+    /// It is a replica of this task, but no bridge of this host leads to it.
+    OutOfReach(TaskId),
 }
 
 /// Why following the engine ended.
@@ -215,7 +219,7 @@ impl ContainerWatcher {
             let retry = self.known.values().filter_map(|knowledge| match knowledge {
                 Knowledge::Failed { retry, .. } => Some(*retry),
                 Knowledge::Reached { verify, .. } => *verify,
-                Knowledge::Pending { .. } | Knowledge::Apart => None,
+                Knowledge::Pending { .. } | Knowledge::Apart | Knowledge::OutOfReach(_) => None,
             });
             let retry = retry.min();
             tokio::select! {
@@ -282,7 +286,12 @@ impl ContainerWatcher {
                 None => self.inspect(id.clone(), 0, inspections),
                 // Streams overlap, so this may be its first start.
                 Some(Knowledge::Reached { verify, .. }) => *verify = Some(Instant::now()),
-                Some(Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart) => {}
+                Some(
+                    Knowledge::Pending { .. }
+                    | Knowledge::Failed { .. }
+                    | Knowledge::Apart
+                    | Knowledge::OutOfReach(_),
+                ) => {}
             },
             "die" | "destroy" => {
                 if self.known.remove(id).is_some() {
@@ -303,7 +312,10 @@ impl ContainerWatcher {
         let container = attributes.and_then(|attributes| attributes.get("container"));
         if let Some(id) = container
             && matches!(action, "connect" | "disconnect")
-            && matches!(self.known.get(id), Some(Knowledge::Reached { .. }))
+            && matches!(
+                self.known.get(id),
+                Some(Knowledge::Reached { .. } | Knowledge::OutOfReach(_))
+            )
         {
             self.spawn_inspection(id.clone(), None, inspections);
         }
@@ -372,7 +384,13 @@ impl ContainerWatcher {
                 self.publish();
                 (self.hint)();
             }
-            Some(Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart) | None => {}
+            Some(
+                Knowledge::Pending { .. }
+                | Knowledge::Failed { .. }
+                | Knowledge::Apart
+                | Knowledge::OutOfReach(_),
+            )
+            | None => {}
         }
     }
 
@@ -401,7 +419,8 @@ impl ContainerWatcher {
                 Knowledge::Pending { .. }
                 | Knowledge::Failed { .. }
                 | Knowledge::Reached { .. }
-                | Knowledge::Apart => {}
+                | Knowledge::Apart
+                | Knowledge::OutOfReach(_) => {}
             }
         }
         for (id, failures) in failed {
@@ -428,7 +447,8 @@ impl ContainerWatcher {
                 }
                 0
             }
-            Knowledge::Failed { .. } | Knowledge::Apart => return,
+            Knowledge::OutOfReach(_) if inspected.is_ok() => 0,
+            Knowledge::Failed { .. } | Knowledge::Apart | Knowledge::OutOfReach(_) => return,
         };
         *knowledge = match inspected {
             Ok(Inspection::Same) => return,
@@ -449,6 +469,15 @@ impl ContainerWatcher {
             Ok(Inspection::Apart) => {
                 debug!(container = id, "container takes no part in the mesh");
                 Knowledge::Apart
+            }
+            Ok(Inspection::OutOfReach(task)) => {
+                warn!(
+                    container = id,
+                    task,
+                    "no bridge of this host leads to a replica's container, whose default route is of another \
+                     network: the mesh cannot reach it"
+                );
+                Knowledge::OutOfReach(task)
             }
             Err(error) => {
                 let error = mesh_support::error_chain(&error);
@@ -474,8 +503,22 @@ impl ContainerWatcher {
     fn publish(&self) {
         let reached = self.known.values().filter_map(|knowledge| match knowledge {
             Knowledge::Reached { reachable, .. } => Some(reachable),
-            Knowledge::Pending { .. } | Knowledge::Failed { .. } | Knowledge::Apart => None,
+            Knowledge::Pending { .. }
+            | Knowledge::Failed { .. }
+            | Knowledge::Apart
+            | Knowledge::OutOfReach(_) => None,
         });
+        let out_of_reach: BTreeSet<_> = self
+            .known
+            .values()
+            .filter_map(|knowledge| match knowledge {
+                Knowledge::OutOfReach(task) => Some(task.clone()),
+                Knowledge::Pending { .. }
+                | Knowledge::Failed { .. }
+                | Knowledge::Reached { .. }
+                | Knowledge::Apart => None,
+            })
+            .collect();
         let containers: BTreeMap<_, _> = reached
             .clone()
             .map(|reachable| (reachable.task.clone(), reachable.container))
@@ -488,10 +531,12 @@ impl ContainerWatcher {
         let uninspected = |knowledge: &Knowledge| matches!(knowledge, Knowledge::Pending { failures: 0 });
         let listed = self.read && !self.known.values().any(uninspected);
         self.state.send_if_modified(|state| {
-            let same = (&state.containers, &state.attached) == (&containers, &attached);
+            let same = (&state.containers, &state.attached, &state.out_of_reach)
+                == (&containers, &attached, &out_of_reach);
             let changed = !same || (listed && !state.listed);
             state.containers = containers;
             state.attached = attached;
+            state.out_of_reach = out_of_reach;
             state.listed |= listed;
             changed
         });

@@ -68,9 +68,19 @@ pub(super) enum SandboxError {
     Timeout,
 }
 
-/// Reads the network namespace at `path` (Docker's `SandboxKey`). `None` if it has no default route, or one
-/// that does not lead to a bridge of this host.
-pub(super) async fn look_up(path: PathBuf) -> Result<Option<Sandbox>, SandboxError> {
+/// Where a container's default route leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To a bridge of this host.
+    ByBridge(Sandbox),
+    /// Past the host's bridges, as by a macvlan.
+    Elsewhere,
+    /// It has none: its network is being set up or taken down.
+    Nowhere,
+}
+
+/// Reads the network namespace at `path` (Docker's `SandboxKey`).
+pub(super) async fn look_up(path: PathBuf) -> Result<Way, SandboxError> {
     let (sender, receiver) = oneshot::channel();
     thread::Builder::new()
         .name("mesh-sandbox".to_owned())
@@ -93,7 +103,7 @@ fn open(path: &Path) -> io::Result<File> {
     File::open(path).or_else(|error| File::open(other).map_err(|_| error))
 }
 
-fn look_up_here(path: &Path) -> Result<Option<Sandbox>, SandboxError> {
+fn look_up_here(path: &Path) -> Result<Way, SandboxError> {
     let namespace = open(path).map_err(|source| SandboxError::Open {
         path: path.to_owned(),
         source,
@@ -123,36 +133,39 @@ fn connection() -> Result<Handle, SandboxError> {
     Ok(handle)
 }
 
-async fn read(host: &Handle, inside: &Handle) -> Result<Option<Sandbox>, SandboxError> {
+async fn read(host: &Handle, inside: &Handle) -> Result<Way, SandboxError> {
     let routes = routes(inside).await?;
     let Some((default, index)) = best_default(&routes) else {
-        return Ok(None);
+        return Ok(Way::Nowhere);
     };
     let Some(address) = address(inside, index).await? else {
-        return Ok(None);
+        return Ok(Way::Nowhere);
     };
     let Some(link) = link(inside, index).await? else {
-        return Ok(None);
+        return Ok(Way::Nowhere);
     };
     let (Some(mac), Some(peer)) = (mac(&link), peer(&link)) else {
-        return Ok(None);
+        return Ok(Way::Elsewhere);
     };
     // The index is one of the host's only if the interface there names ours as its peer.
     let Some(host_end) = self::link(host, peer)
         .await?
         .filter(|end| self::peer(end) == Some(index))
     else {
-        return Ok(None);
+        return Ok(Way::Elsewhere);
     };
     let master = host_end.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Controller(master) => Some(*master),
         _ => None,
     });
     let Some(master) = master else {
-        return Ok(None);
+        return Ok(Way::Elsewhere);
     };
     let bridge = self::link(host, master).await?;
-    Ok(bridge.as_ref().and_then(self::mac).map(|gateway_mac| Sandbox {
+    let Some(gateway_mac) = bridge.as_ref().and_then(self::mac) else {
+        return Ok(Way::Elsewhere);
+    };
+    Ok(Way::ByBridge(Sandbox {
         address,
         mac,
         host_interface: peer,

@@ -226,6 +226,34 @@ fn the_networks_that_a_container_answers_by_itself_are_found() {
     });
 }
 
+#[test]
+fn a_replica_whose_default_route_passes_the_bridges_is_out_of_reach_until_it_no_longer_does() {
+    in_namespace(|| async {
+        let container = Namespace::new().unwrap();
+        let mut node = Node::start(&[(&container, "172.20.0.2")]).await;
+        node.until("the container", |state| address_of(state).is_some())
+            .await;
+        assert!(node.state.current().out_of_reach.is_empty());
+        container.enter(|| {
+            ip("link add lan0 type veth peer name lan1");
+            ip("address add 10.0.1.7/24 dev lan0");
+            ip("link set lan0 up");
+            ip("route replace default via 10.0.1.1");
+        });
+        node.engine.send_modify(|engine| engine.connections += 1);
+        node.until("it to be out of reach", |state| {
+            state.containers.is_empty() && state.out_of_reach == [TASK.to_owned()].into()
+        })
+        .await;
+        container.enter(|| ip("route replace default dev eth0"));
+        node.engine.send_modify(|engine| engine.connections += 1);
+        node.until("it to be in reach again", |state| {
+            address_of(state).is_some() && state.out_of_reach.is_empty()
+        })
+        .await;
+    });
+}
+
 #[tokio::test]
 async fn an_absent_engine_is_reported_as_trouble() {
     let (_network, receiver) = watch::channel(None);

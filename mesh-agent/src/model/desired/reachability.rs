@@ -26,7 +26,12 @@ pub(super) fn reachable<'a>(cluster: &'a Cluster, local: &Local) -> BTreeMap<&'a
 
 /// `None` where this node cannot send to the task, or no longer does.
 fn reachability(cluster: &Cluster, local: &Local, id: &TaskId, task: &Task) -> Option<Reachability> {
-    if local.drained_out.contains(id) {
+    let checks = Checks {
+        cluster,
+        own: &local.node,
+        failed: &local.failed,
+    };
+    if local.drained_out.contains(id) || checks.is_out_of_reach(id) {
         return None;
     }
     let state = if takes_new_flows(cluster, local, id, task) {

@@ -52,6 +52,25 @@ fn a_replica_that_fails_its_check_gets_no_new_flows_wherever_it_runs() {
 }
 
 #[test]
+fn a_replica_that_no_bridge_leads_to_is_no_backend_and_a_service_of_such_ones_is_left_to_docker() {
+    let (mut cluster, mut local) = pair();
+    let there = &mut cluster.nodes.get_mut("there").unwrap().failed;
+    there.insert_out_of_reach("t2".to_owned());
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert_eq!(found.services[&WEB].active, [key(11)]);
+    assert_eq!(found.backends.len(), 1);
+    assert!(!found.frontends.is_empty());
+
+    local.containers.remove("t1");
+    local.failed.insert_out_of_reach("t1".to_owned());
+    let found = desired(&cluster, &local, SERVICE_ADDRESS);
+    assert!(
+        found.backends.is_empty() && found.frontends.is_empty(),
+        "Docker's mesh answers"
+    );
+}
+
+#[test]
 fn when_all_replicas_fail_all_are_tried() {
     let (mut cluster, mut local) = checked();
     fail_there(&mut cluster, "t2");
