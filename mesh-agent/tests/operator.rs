@@ -67,6 +67,7 @@ impl Introspect for Idle {
             datapath_status: on_tc(),
             modes: Vec::new(),
             without_hook: Default::default(),
+            not_forwarding: Default::default(),
             datapath_errors: vec!["attach to eth0 failed".to_owned()],
             refused_services: Default::default(),
             limited: Default::default(),

@@ -6,6 +6,7 @@ use super::{
     View,
     access::unknown_interfaces,
     firewall::inexpressible_rules,
+    forwarding::forwarding_line,
     health::{failing_lines, out_of_reach_lines},
     labels::ignored_labels,
     limits::limit_lines,
@@ -49,6 +50,7 @@ pub(super) fn running(view: &View) -> Running {
             .datapath_errors
             .iter()
             .cloned()
+            .chain(forwarding_line(view))
             .chain(failing_lines(view))
             .chain(out_of_reach_lines(view))
             .chain(limit_lines(view))

@@ -13,6 +13,7 @@ mod examined;
 mod explain;
 mod firewall;
 mod flows;
+mod forwarding;
 pub mod health;
 pub(crate) mod labels;
 mod limits;

@@ -7,6 +7,7 @@ use super::{
     access::unknown_interfaces,
     api::{self, Counts, Ipv6Status, ModelStatus, Peer, PeerProbes, ProbeState, Status},
     firewall::inexpressible_rules,
+    forwarding::forwarding_line,
     health::{failing_lines, out_of_reach_lines},
     labels::ignored_labels,
     limits::{limit_lines, limited_services},
@@ -144,6 +145,7 @@ fn errors(view: &View, now: SystemTime) -> Vec<String> {
         .map(|error| format!("data path: {error}"));
     let network = missing_hooks(view)
         .into_iter()
+        .chain(forwarding_line(view))
         .map(|line| format!("network: {line}"));
     let isolated = view.probes.is_isolated().then(|| {
         "probes: no peer answers; this node may be cut off, and keeps its connections to peers".to_owned()

@@ -1,7 +1,7 @@
 //! A read-only view of the running agent: its state, and the counters on demand.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::SystemTime,
@@ -46,6 +46,8 @@ pub struct View {
     pub modes: Vec<InterfaceMode>,
     /// The peers to which nothing is sent, because there is no hook on the way to them.
     pub without_hook: BTreeMap<Ipv4Addr, NoHook>,
+    /// The interfaces on which the kernel does not forward IPv4.
+    pub not_forwarding: BTreeSet<String>,
     /// Changes that the kernel refused, one line each; they are tried again.
     pub datapath_errors: Vec<String>,
     /// Services that the kernel refuses, and why: this node does not answer for them.
@@ -94,6 +96,7 @@ impl View {
             datapath_status: Default::default(),
             modes: Vec::new(),
             without_hook: Default::default(),
+            not_forwarding: Default::default(),
             datapath_errors: Vec::new(),
             refused_services: Default::default(),
             limited: Default::default(),
@@ -177,7 +180,7 @@ pub trait Introspect: Send + Sync {
 pub(crate) mod fixture {
     //! A small cluster as its first node sees it, for tests of everything that reads a [`View`].
 
-    use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+    use std::{net::SocketAddr, time::Duration};
 
     use super::*;
     use crate::{
@@ -363,6 +366,7 @@ pub(crate) mod fixture {
                 reason: "veth: \"generic\" XDP is off\\ here".to_owned(),
             }],
             without_hook: BTreeMap::new(),
+            not_forwarding: Default::default(),
             datapath_errors: Vec::new(),
             refused_services: BTreeMap::new(),
             limited: LimitedServices::new(),

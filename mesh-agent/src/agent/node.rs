@@ -67,6 +67,8 @@ pub(super) struct Agent {
     desired: Option<Arc<Desired>>,
     /// The peers that there is no hook towards.
     without_hook: BTreeMap<Ipv4Addr, NoHook>,
+    /// The interfaces on which the kernel does not forward, as last seen.
+    not_forwarding: BTreeSet<String>,
     applied_revision: u64,
     logged_waiting: Option<&'static str>,
     /// Whether it counted as ready without a snapshot of the cluster when it was last asked.
@@ -119,6 +121,7 @@ impl Agent {
             retire_at: None,
             desired: None,
             without_hook: BTreeMap::new(),
+            not_forwarding: BTreeSet::new(),
             applied_revision: 0,
             logged_waiting: None,
             ready_without_snapshot: false,

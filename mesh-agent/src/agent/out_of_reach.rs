@@ -1,5 +1,5 @@
-//! Which of this node's replicas take no new connections: those that fail their check, and those that the mesh
-//! cannot reach here. Managers repeat it to all nodes.
+//! Which of this node's replicas take no new connections: those that fail their check, and those that the
+//! mesh cannot reach here. Managers repeat it to all nodes.
 
 use mesh_support::watched::Newest as _;
 use tokio::sync::watch;

@@ -5,6 +5,7 @@
 mod bridges;
 pub mod containers;
 mod default_route;
+mod forwarding;
 pub mod host_firewall;
 pub mod network;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use network::Interest;
 
 pub use bridges::bridges;
 pub use default_route::default_route_interfaces;
+pub use forwarding::not_forwarding;
 pub use route_to::interface_to;
 
 /// The node's network, as published on a `tokio::sync::watch` channel.

@@ -173,8 +173,14 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
             );
         }
     }
+    let mut not_forwarding = gauge(
+        "mesh_interfaces_not_forwarding",
+        "Interfaces of clients, peers and containers on which the kernel does not forward IPv4: answers to clients are \
+         lost.",
+    );
+    sample(&mut not_forwarding, Vec::new(), view.not_forwarding.len() as u64);
     let mut families = Vec::from(traffic.into_families());
-    families.extend([in_state, all_failed, out_of_reach]);
+    families.extend([in_state, all_failed, out_of_reach, not_forwarding]);
     families
 }
 

@@ -27,7 +27,7 @@ impl<'a> Checks<'a> {
         self.of_node(&task.node)?.reason(id)
     }
 
-    /// Whether the mesh cannot reach a task on its node: no bridge of that node leads to the task's container.
+    /// Whether the mesh cannot reach a task on its node, as no bridge there leads to its container.
     #[must_use]
     pub fn is_out_of_reach(&self, id: &str) -> bool {
         let task = self.cluster.tasks.get(id);

@@ -18,7 +18,7 @@ use crate::{
     admin::{View, control},
     agent::{membership::Membership, service_manager},
     datapath::{DatapathChoice, DatapathKind, InterfaceMode, Mode},
-    discovery::network::Interest,
+    discovery::{network::Interest, not_forwarding},
     health, mesh0,
     model::{AgentConnection, Cluster, Node, NodeId, NodeRole, ServiceKey, desired::vni},
     probes::{self, Geneve},
@@ -168,8 +168,30 @@ impl Agent {
         if due {
             // Something else may have removed or changed it.
             self.device.verify_next_time();
+            self.look_at_forwarding();
         }
         due
+    }
+
+    /// Sees whether the kernel forwards where programs ask it for ways, or where it does all on IPVS.
+    fn look_at_forwarding(&mut self) {
+        let network = self.parts.network.newest();
+        let (Some(network), Some(desired)) = (&network, &self.desired) else {
+            return;
+        };
+        let found = not_forwarding(
+            &self.options.sysctls,
+            network.uplinks.keys().cloned(),
+            &desired.container_interfaces,
+        );
+        if found != self.not_forwarding && !found.is_empty() {
+            warn!(
+                interfaces = ?found,
+                "the kernel does not forward IPv4 on these interfaces, so answers to clients are lost: set \
+                 net.ipv4.ip_forward to 1"
+            );
+        }
+        self.not_forwarding = found;
     }
 
     /// Takes over the membership, or keeps the last known one during an outage of Docker.
@@ -368,6 +390,7 @@ impl Agent {
             datapath_status: status,
             modes,
             without_hook: self.without_hook.clone(),
+            not_forwarding: self.not_forwarding.clone(),
             datapath_errors,
             refused_services,
             // The introspection has them as of the last maintenance.
