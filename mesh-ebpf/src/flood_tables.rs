@@ -69,8 +69,8 @@ impl OpeningsEntry {
     /// Begins to count anew.
     #[inline(always)]
     pub fn begin(self, span: u64) {
-        // SAFETY: as above; the fields are aligned. Volatile: the compiler would make a call of `memset`, which
-        // writes bytes.
+        // SAFETY: as above; the fields are aligned. Volatile: the compiler would make a call of `memset`,
+        // which writes bytes.
         unsafe {
             (&raw mut (*self.0.as_ptr()).span).write_volatile(span);
             (&raw mut (*self.0.as_ptr()).opened).write_volatile(0);

@@ -101,8 +101,8 @@ fn known<T: Tables>(tables: &T, key: &DatagramKey) -> Option<DatagramEntry> {
 
 /// What is known of a packet none of whose fragments have been seen before.
 ///
-/// In 8 bytes at a time: a `Datagram` that is mostly zeros is a call of `memset`, which writes bytes, each of them
-/// several instructions and as many steps of the verifier.
+/// In 8 bytes at a time: a `Datagram` that is mostly zeros is a call of `memset`, which writes bytes, each of
+/// them several instructions and as many steps of the verifier.
 #[inline(always)]
 fn unknown_since(memory: &mut MaybeUninit<Datagram>, since: u64) -> &mut Datagram {
     let integers = memory.as_mut_ptr().cast::<u64>();

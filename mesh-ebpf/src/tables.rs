@@ -31,8 +31,8 @@ macro_rules! datagram_fields {
         /// Sets it.
         #[inline(always)]
         pub fn $set(self, value: $kind) {
-            // SAFETY: as above. Volatile: of several zeros in a row the compiler makes a call of `memset`, which
-            // writes bytes.
+            // SAFETY: as above. Volatile: of several zeros in a row the compiler makes a call of `memset`,
+            // which writes bytes.
             unsafe { (&raw mut (*self.0.as_ptr()).$name).write_volatile(value) };
         }
     )* };

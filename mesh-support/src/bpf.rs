@@ -14,12 +14,21 @@ use std::{
 };
 
 const MAP_CREATE: libc::c_long = 0;
+const MAP_DELETE: libc::c_long = 3;
+const MAP_NEXT_KEY: libc::c_long = 4;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_UPDATE_BATCH: libc::c_long = 26;
 const LINK_CREATE: libc::c_long = 28;
+
+const MAP_TYPE_HASH: u32 = 1;
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const MAP_TYPE_LRU_HASH: u32 = 9;
+const MAP_TYPE_LPM_TRIE: u32 = 11;
 
 /// One instruction, `struct bpf_insn` of a little-endian machine.
 #[derive(Clone, Copy, Debug)]
@@ -128,16 +137,7 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// # Errors
 /// When there is no such pin, or the kernel refuses.
 pub fn pinned_link_interface(path: &Path) -> io::Result<u32> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Pin {
-        path: path.as_ptr() as u64,
-        object: 0,
-        flags: 0,
-    };
-    // SAFETY: the command only reads, a C string that `path` keeps until the end of this function.
-    let link = unsafe { call(OBJ_GET, &mut attributes) }?;
-    // SAFETY: the command returns a descriptor that it has just made.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let link = open_pin(path)?;
     let mut info = LinkInfo::default();
     let mut attributes = InfoByFd {
         object: link.as_raw_fd() as u32,
@@ -211,6 +211,107 @@ pub unsafe fn look_up_batch<K, V>(
     };
     cursor.0 = Some(next);
     Ok(((attributes.count as usize).min(keys.len()), ended))
+}
+
+/// Empties a pinned map: an array gets zeros (also one for each processor, Linux 5.16), a hash map and a trie
+/// lose their entries. A map of another type stays as it is.
+///
+/// # Errors
+/// When there is no such pin, or the kernel refuses.
+pub fn empty_pinned_map(path: &Path) -> io::Result<()> {
+    let map = open_pin(path)?;
+    let mut info = MapInfo::default();
+    let mut attributes = InfoByFd {
+        object: map.as_raw_fd() as u32,
+        length: size_of::<MapInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
+    // bytes are a valid `MapInfo`, and nothing else refers to it during the call.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    match info.map_type {
+        MAP_TYPE_ARRAY => zero(&map, &info, 1),
+        MAP_TYPE_PERCPU_ARRAY => zero(&map, &info, possible_processors()?),
+        MAP_TYPE_HASH | MAP_TYPE_LRU_HASH | MAP_TYPE_LPM_TRIE => remove_all(&map, &info),
+        _ => Ok(()),
+    }
+}
+
+/// Writes zeros to all elements of an array.
+fn zero(map: &OwnedFd, info: &MapInfo, copies: usize) -> io::Result<()> {
+    let indexes: Vec<u32> = (0..info.max_entries).collect();
+    let element = (info.value_size as usize).next_multiple_of(8) * copies;
+    let values = vec![0_u8; element * indexes.len()];
+    let mut attributes = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: indexes.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: info.max_entries,
+        map: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the command only reads: `count` indexes of 4 bytes, and as many values, for each of which there
+    // is room for the map's value size, rounded up to 8, on each processor.
+    unsafe { call(MAP_UPDATE_BATCH, &mut attributes) }?;
+    Ok(())
+}
+
+/// Removes all entries of a map that has keys.
+fn remove_all(map: &OwnedFd, info: &MapInfo) -> io::Result<()> {
+    let mut key = vec![0_u8; info.key_size as usize];
+    loop {
+        let mut attributes = Entry {
+            map: map.as_raw_fd() as u32,
+            padding: 0,
+            // The first one.
+            key: 0,
+            value: key.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the command writes a key, for which there is room.
+        match unsafe { call(MAP_NEXT_KEY, &mut attributes) } {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut attributes = Entry {
+            map: map.as_raw_fd() as u32,
+            padding: 0,
+            key: key.as_ptr() as u64,
+            value: 0,
+            flags: 0,
+        };
+        // SAFETY: the command reads a key.
+        match unsafe { call(MAP_DELETE, &mut attributes) } {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// How many processors a map for each of them has room for.
+fn possible_processors() -> io::Result<usize> {
+    let range = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = range.trim().rsplit(['-', ',']).next().unwrap_or_default();
+    let last: usize = last.parse().map_err(io::Error::other)?;
+    Ok(last + 1)
+}
+
+/// Opens a pinned object.
+fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    // SAFETY: the command only reads, a C string that `path` keeps until the end of this function.
+    let object = unsafe { call(OBJ_GET, &mut attributes) }?;
+    // SAFETY: the command returns a descriptor that it has just made.
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
 }
 
 /// Makes the system call; returns what it returned, which is not negative.
@@ -331,6 +432,31 @@ struct ProgramInfo {
     translated_length: u32,
 }
 const _: () = assert!(size_of::<ProgramInfo>() == 24);
+
+#[repr(C)]
+struct Entry {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+// SAFETY: integers only; the sizes of the fields add up to that of the type, so there is no padding.
+unsafe impl Attributes for Entry {}
+const _: () = assert!(size_of::<Entry>() == 32);
+
+/// The first fields of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    map_type: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+const _: () = assert!(size_of::<MapInfo>() == 24);
 
 /// The first fields of `struct bpf_link_info`, and of its member for XDP and for tcx.
 #[repr(C)]

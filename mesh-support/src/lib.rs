@@ -1,5 +1,7 @@
 //! Helpers that several crates of the mesh need. Imports none of them.
 
+#[cfg(feature = "namespace")]
+mod at_exit;
 #[cfg(feature = "bpf")]
 pub mod bpf;
 #[cfg(feature = "namespace")]
@@ -15,4 +17,6 @@ pub mod watched;
 #[cfg(feature = "bpf")]
 pub mod xdp_pass;
 
+#[cfg(feature = "namespace")]
+pub use at_exit::at_exit;
 pub use error::error_chain;

@@ -5,5 +5,6 @@
 pub mod cluster;
 pub mod frames;
 pub mod fuzz;
+pub mod idle;
 pub mod node;
 pub mod run;

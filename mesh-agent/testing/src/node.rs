@@ -59,13 +59,8 @@ route add unreachable 203.0.113.0/24
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Runs a test on a node of its own, in a thread whose namespaces end with it.
-#[track_caller]
-pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
-    on_a_node_with(None, 4096, test);
-}
-
-/// The same, with maps of other sizes than the programs declare, by name.
+/// Runs a test on a node of its own, in a thread whose namespaces end with it, with maps of other sizes
+/// than the programs declare, by name.
 #[track_caller]
 pub fn on_a_small_node(map_sizes: &[(&'static str, u32)], test: impl FnOnce(&mut Node) + Send) {
     in_namespaces(|| test(&mut Node::new(None, 4096, map_sizes.to_vec())));
@@ -80,15 +75,21 @@ pub fn on_a_node_with(object: Option<&[u8]>, flow_capacity: u32, test: impl FnOn
 #[track_caller]
 fn in_namespaces(test: impl FnOnce() + Send) {
     in_new_network_and_mounts(|| {
-        // Not every machine has one mounted.
-        mount_new("bpf", Path::new(BPFFS)).expect("a bpf file system");
+        mount_bpffs();
         test();
     })
     .expect("this test loads eBPF programs into network namespaces: run it as root");
 }
 
+fn mount_bpffs() {
+    // Not every machine has one mounted.
+    mount_new("bpf", Path::new(BPFFS)).expect("a bpf file system");
+}
+
 /// A node, its data path loaded.
 pub struct Node {
+    /// Whether the data path is the one that the node began with.
+    is_first: bool,
     /// `None`: the agent's own.
     object: Option<Vec<u8>>,
     /// `None` only between a crash and the next load.
@@ -104,6 +105,30 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node in the calling thread's namespaces, which have no bpf file system yet.
+    pub(crate) fn with_bpffs() -> Self {
+        mount_bpffs();
+        Self::new(None, 4096, Vec::new())
+    }
+
+    /// Takes back what has been applied and forgets what the programs have noted. Returns whether the node is
+    /// now as it was at first.
+    pub(crate) fn start_over(&mut self) -> bool {
+        if !self.is_first {
+            return false;
+        }
+        let nothing = Desired::default();
+        let errors = self.datapath.as_mut().map_or(Vec::new(), |datapath| {
+            datapath.apply(&plan(&self.state, &nothing))
+        });
+        self.state = nothing;
+        errors.is_empty()
+            && self
+                .datapath
+                .as_mut()
+                .is_some_and(|datapath| datapath.start_over().is_ok())
+    }
+
     fn new(object: Option<&[u8]>, flow_capacity: u32, map_sizes: Vec<(&'static str, u32)>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -135,6 +160,7 @@ impl Node {
             changed_maps: Vec::new(),
         };
         let mut node = Self {
+            is_first: false,
             object: object.map(<[u8]>::to_vec),
             datapath: None,
             state: Desired::default(),
@@ -144,6 +170,7 @@ impl Node {
             mesh0: index("mesh0"),
         };
         node.load();
+        node.is_first = true;
         node
     }
 
@@ -191,11 +218,13 @@ impl Node {
 
     /// How the data path is loaded the next time.
     pub fn options(&mut self) -> &mut EbpfOptions {
+        self.is_first = false;
         &mut self.options
     }
 
     /// As if the agent were killed: what it has pinned stays.
     pub fn crash(&mut self) {
+        self.is_first = false;
         self.datapath = None;
     }
 

@@ -12,7 +12,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{Packet, RST, SYN},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{XDP_PASS, XDP_TX},
 };
 

@@ -11,7 +11,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, ingress, serve},
     frames::{Packet, SYN},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::XDP_TX,
 };
 use mesh_ebpf::abi::{self, VERSION};

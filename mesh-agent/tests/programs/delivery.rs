@@ -9,7 +9,8 @@ use mesh_agent_testing::{
         into_container, out_of_container, target,
     },
     frames::{ACK, FORWARD, FORWARD_DIRECT, Macs, Packet, SYN, check_frame},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS},
 };
 

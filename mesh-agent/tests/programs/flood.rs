@@ -12,7 +12,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, CONTAINER, DNS, PEER, WEB, arriving, from_peer, frontend, out_of_container, target},
     frames::{ACK, Packet, REPLY, RST, SYN},
-    node::{Node, on_a_node, on_a_node_with},
+    idle::on_a_node,
+    node::{Node, on_a_node_with},
     run::{TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_PASS, XDP_TX},
 };
 

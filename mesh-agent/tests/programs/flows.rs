@@ -19,7 +19,8 @@ use mesh_agent_testing::{
         CONTAINER, NODE, PEER, WEB, arriving, backend_key, from_peer_about, frontend, out_of_container,
     },
     frames::{ACK, FORWARD, Packet, RST, SYN},
-    node::{Node, on_a_node, on_a_node_with},
+    idle::on_a_node,
+    node::{Node, on_a_node_with},
     run::{XDP_PASS, XDP_TX},
 };
 

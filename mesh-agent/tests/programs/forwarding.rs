@@ -6,7 +6,8 @@ use mesh_agent::model::{Location, NextHop, ReturnMode};
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, NODE, PEER, PEER_MAC, WEB, arriving, backend_key, frontend, serve, to_peer},
     frames::{ACK, FORWARD, FORWARD_DIRECT, Packet, SYN, check_frame, outer_port},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_UNSPEC, XDP_PASS, XDP_REDIRECT, XDP_TX},
 };
 

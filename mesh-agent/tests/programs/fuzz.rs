@@ -9,7 +9,7 @@ use std::{
 
 use mesh_agent_testing::{
     fuzz::{Finding, Generator, Tried, inputs, prepare, replay, run_for},
-    node::on_a_node,
+    idle::on_a_node,
 };
 
 /// How long a run takes that is a test among others.

@@ -9,7 +9,8 @@ use mesh_agent::model::{Frontend, Location};
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, MESH0_MAC, PEER, STRANGER, WEB, arriving, from_peer, frontend},
     frames::{ACK, FORWARD, Macs, Packet, REPLY, SYN},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{Output, TC_SHOT, XDP_DROP, XDP_PASS},
 };
 

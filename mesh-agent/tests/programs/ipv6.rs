@@ -16,7 +16,8 @@ use mesh_agent_testing::{
         out_of_container, serve_ipv6, target,
     },
     frames::{ACK, Packet, SYN, check_frame},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_PASS},
 };
 

@@ -18,7 +18,8 @@ use mesh_agent_testing::{
         ACK, FORWARD, Macs, PROBE, PROBE_ANSWER, Packet, REPLY, SYN, Tunnel, UNDELIVERABLE, check_frame,
         outer_port,
     },
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_TX},
 };
 

@@ -18,7 +18,7 @@ use mesh_agent_testing::{
         CLIENT, DNS, NODE, PEER, WEB, arriving, backend_key, from_peer, frontend, serve, target, to_peer,
     },
     frames::{ACK, FORWARD, OUTER, PROBE, PROBE_ANSWER, Packet, REPLY, RST, SYN, check_frame, outer_port},
-    node::on_a_node,
+    idle::on_a_node,
     run::{TC_REDIRECT, XDP_PASS},
 };
 use mesh_support::{command, namespace::Namespace, tun::Tun};

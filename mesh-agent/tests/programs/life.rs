@@ -20,7 +20,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, frontend, serve},
     frames::{ACK, Packet, SYN, check_frame},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::XDP_TX,
 };
 use mesh_ebpf::abi::{self, VERSION};

@@ -16,7 +16,7 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, from_peer_about, frontend, serve},
     frames::{ACK, Packet, REPLY, RST, SYN},
-    node::{Node, on_a_node},
+    node::{Node, on_a_node_with},
     run::{TC_REDIRECT, XDP_TX},
 };
 use nix::{
@@ -59,7 +59,7 @@ fn tuple(source: SocketAddrV4, destination: SocketAddrV4) -> Option<PacketTuple>
 
 #[test]
 fn events_have_addresses_replica_and_first_bytes_in_xdp_and_in_tc() {
-    on_a_node(|node| {
+    on_a_node_with(None, 4096, |node| {
         let remote = node.serving(Location::Remote(PEER));
         node.apply(&remote);
         let mut since = Some(observe(node, None).next);
@@ -116,7 +116,7 @@ fn events_have_addresses_replica_and_first_bytes_in_xdp_and_in_tc() {
 
 #[test]
 fn a_flow_that_ends_without_a_packet_is_reported_with_the_reason() {
-    on_a_node(|node| {
+    on_a_node_with(None, 4096, |node| {
         let mut state = node.serving(Location::Remote(PEER));
         for service in state.services.values_mut() {
             service.idle.udp = Some(1);
@@ -156,7 +156,7 @@ fn a_flow_that_ends_without_a_packet_is_reported_with_the_reason() {
 
 #[test]
 fn no_more_is_reported_than_the_limit_and_what_is_past_it_is_counted() {
-    on_a_node(|node| {
+    on_a_node_with(None, 4096, |node| {
         let mut empty = node.without_services();
         serve(&mut empty, WEB, &[]);
         node.apply(&empty);
@@ -178,7 +178,7 @@ fn no_more_is_reported_than_the_limit_and_what_is_past_it_is_counted() {
 
 #[test]
 fn nothing_is_reported_when_no_one_has_asked_for_a_while() {
-    on_a_node(|node| {
+    on_a_node_with(None, 4096, |node| {
         let remote = node.serving(Location::Remote(PEER));
         node.apply(&remote);
         let first = observe(node, None).next;

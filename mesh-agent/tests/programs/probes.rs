@@ -8,7 +8,8 @@ use std::{
 use mesh_agent_testing::{
     cluster::{NODE, PEER, STRANGER, WEB, from_peer},
     frames::{Macs, PROBE, PROBE_ANSWER, Packet, Tunnel, check_frame},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_DROP, XDP_PASS, XDP_TX},
 };
 

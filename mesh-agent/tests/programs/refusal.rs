@@ -7,7 +7,8 @@ use mesh_agent::model::Location;
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, from_peer, frontend, out_of_container, serve, target},
     frames::{ACK, FORWARD, Macs, Packet, RST, SYN, Transport, check_frame},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_TX},
 };
 

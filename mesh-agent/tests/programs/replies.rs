@@ -10,7 +10,8 @@ use mesh_agent_testing::{
         out_of_container, target, to_peer,
     },
     frames::{ACK, FIN, FORWARD, FORWARD_DIRECT, Packet, REPLY, SYN, check_frame, outer_port},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_UNSPEC, XDP_TX},
 };
 use mesh_ebpf::abi::VERSION;

@@ -9,7 +9,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, backend_key, from_peer, frontend, out_of_container, target},
     frames::{ACK, Packet, REPLY, RST, SYN},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
 };
 
 /// Longer than a packet takes from XDP to tc, and than a span of the clock that openings have.

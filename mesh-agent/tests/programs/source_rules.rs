@@ -15,7 +15,8 @@ use mesh_agent::{
 use mesh_agent_testing::{
     cluster::{CLIENT, DNS, PEER, WEB, arriving, frontend, out_of_container},
     frames::{ACK, Packet, SYN},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, TC_UNSPEC, XDP_DROP, XDP_PASS, XDP_TX},
 };
 

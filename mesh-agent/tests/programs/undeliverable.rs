@@ -12,7 +12,8 @@ use mesh_agent_testing::{
         leaving_to, serve, target, to_peer,
     },
     frames::{ACK, FORWARD, Packet, RST, SYN, Transport, Tunnel, UNDELIVERABLE, check_frame, outer_port},
-    node::{Node, on_a_node},
+    idle::on_a_node,
+    node::Node,
     run::{TC_REDIRECT, TC_SHOT, XDP_PASS, XDP_TX},
 };
 

@@ -31,6 +31,7 @@ mod uplink_rung;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
@@ -41,7 +42,7 @@ use mesh_ebpf::{
     bytes::{Be16, Be32},
     headers::KEYED_OUTER_LENGTH,
 };
-use mesh_support::error_chain;
+use mesh_support::{bpf::empty_pinned_map, error_chain};
 use tracing::{debug, warn};
 
 pub use self::options::EbpfOptions;
@@ -188,6 +189,39 @@ impl EbpfDatapath {
     /// When there is none of this name, or the kernel refuses it.
     pub fn program(&mut self, name: &str) -> Result<&mut Program, DatapathError> {
         attach::loaded_program(&mut self.programs, name)
+    }
+
+    /// Empties every map, as if nothing had been applied since the programs were loaded, for tests that use
+    /// them again. What was attached has to be detached.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn start_over(&mut self) -> Result<(), DatapathError> {
+        let read = |error| failed("read the folder of the pins", error);
+        for pin in fs::read_dir(self.takeover.own()).map_err(read)? {
+            let pin = pin.map_err(read)?;
+            let name = pin.file_name();
+            let is_map = name
+                .to_string_lossy()
+                .starts_with(|first: char| first.is_ascii_uppercase());
+            if is_map {
+                empty_pinned_map(&pin.path()).map_err(|error| failed("empty a map", error))?;
+            }
+        }
+        self.tables = Tables::adopt(&mut self.maps, self.options.flood_limit())?;
+        self.sweep = FlowSweep::default();
+        self.limits = LimitHistory::default();
+        self.clock = Clock::starting_at(0);
+        self.adopted = false;
+        self.maintenances = 0;
+        self.config = Config {
+            service_address: self.config.service_address,
+            geneve_port: self.config.geneve_port,
+            netns_cookie: self.config.netns_cookie,
+            inner_mtu: inner_mtu(DEFAULT_MTU),
+            ..Config::default()
+        };
+        Ok(())
     }
 
     /// The object, for tests that need to know what is in it.
