@@ -11,7 +11,10 @@ mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -100,16 +103,36 @@ pub(super) fn load_programs<'a>(
     Ok(())
 }
 
+/// How often a program is loaded whose verification is interrupted. (libbpf gives up after 5 times, without a
+/// pause; in takeovers on Linux 6.18 that was too few.)
+const LOAD_ATTEMPTS: u32 = 100;
+/// The pause between them.
+const LOAD_PAUSE: Duration = Duration::from_millis(10);
+
 /// Loads a program into the kernel, unless it is loaded, and returns whether it was not.
 fn load(programs: &mut Ebpf, name: &str) -> Result<bool, DatapathError> {
     let program = programs
         .program_mut(name)
         .ok_or_else(|| failed(finding(name), "the object does not have it"))?;
-    let loaded = match program {
-        Program::Xdp(program) if program.fd().is_err() => program.load(),
-        Program::SchedClassifier(program) if program.fd().is_err() => program.load(),
-        Program::CgroupSockAddr(program) if program.fd().is_err() => program.load(),
-        _ => return Ok(false),
+    let mut attempts = 0;
+    let loaded = loop {
+        let loaded = match program {
+            Program::Xdp(program) if program.fd().is_err() => program.load(),
+            Program::SchedClassifier(program) if program.fd().is_err() => program.load(),
+            Program::CgroupSockAddr(program) if program.fd().is_err() => program.load(),
+            _ => return Ok(false),
+        };
+        attempts += 1;
+        match loaded {
+            Err(error) if is_interrupted(&error) && attempts < LOAD_ATTEMPTS => {
+                debug!(
+                    name,
+                    attempts, "the verifier was interrupted, loading the program again"
+                );
+                thread::sleep(LOAD_PAUSE);
+            }
+            loaded => break loaded,
+        }
     };
     loaded.map(|()| true).map_err(|error| {
         failed(
@@ -117,6 +140,12 @@ fn load(programs: &mut Ebpf, name: &str) -> Result<bool, DatapathError> {
             error,
         )
     })
+}
+
+/// Whether the verifier stopped because its thread is to return to user space, as for a signal that ends no
+/// process (`do_check` in the kernel's `verifier.c`).
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Loads a program that others call, and makes it callable.
