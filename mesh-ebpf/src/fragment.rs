@@ -16,7 +16,7 @@ use crate::{
         Datagram, DatagramKey, DatagramState, DropReason, FlowKey, HELD_LENGTH, HELD_PER_DATAGRAM, HeldKey,
         Hook, is_mapped_client,
     },
-    bytes::Be16,
+    bytes::{Be16, zeroed},
     checksum,
     frame::{CopyFrame, FragmentFrame, ReadFrame, Refused},
     headers::{
@@ -100,20 +100,11 @@ fn known<T: Tables>(tables: &T, key: &DatagramKey) -> Option<DatagramEntry> {
 }
 
 /// What is known of a packet none of whose fragments have been seen before.
-///
-/// In 8 bytes at a time: a `Datagram` that is mostly zeros is a call of `memset`, which writes bytes, each of
-/// them several instructions and as many steps of the verifier.
 #[inline(always)]
 fn unknown_since(memory: &mut MaybeUninit<Datagram>, since: u64) -> &mut Datagram {
-    let integers = memory.as_mut_ptr().cast::<u64>();
-    // SAFETY: as many as the type has, aligned; its fields are integers, of which all zeros are valid.
-    unsafe {
-        integers.write(since);
-        for index in 1..size_of::<Datagram>() / size_of::<u64>() {
-            integers.add(index).write_volatile(0);
-        }
-        memory.assume_init_mut()
-    }
+    let datagram = zeroed(memory);
+    datagram.since = since;
+    datagram
 }
 
 /// The same, or a new entry.

@@ -1,6 +1,6 @@
 //! Fragments of IP packets: which packet each belongs to, and those that came before the first one.
 
-use crate::bytes::{Be16, Be32};
+use crate::bytes::{Be16, Be32, Zeros};
 
 /// Packets whose fragments are known to belong together at a time.
 pub const MAX_DATAGRAMS: u32 = 4_096;
@@ -52,6 +52,9 @@ pub struct Datagram {
     /// Zero.
     pub padding: u16,
 }
+
+// SAFETY: `align(8)`, so its size is a multiple of that, too; integers, of which all zeros are valid.
+unsafe impl Zeros for Datagram {}
 
 /// What is known of a packet of which a fragment has been seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

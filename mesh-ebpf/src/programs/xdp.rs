@@ -13,8 +13,7 @@ use aya_ebpf::{
 };
 use mesh_ebpf::{
     abi::{Hook, Ipv6Address, NextHop},
-    bytes::Be16,
-    bytes::{Be32, Plain},
+    bytes::{Be16, Be32, Plain, Zeros, zeroed},
     checksum,
     frame::{ChecksumChange, Frame, ReadFrame, Refused, Route},
     headers::ETHERNET_LENGTH,
@@ -174,7 +173,7 @@ impl XdpFrame {
 #[inline(always)]
 pub(crate) fn has_interface(context: *mut core::ffi::c_void, index: u32) -> bool {
     let mut memory = MaybeUninit::uninit();
-    let parameters = zeroed(&mut memory);
+    let FibParameters(parameters) = zeroed(&mut memory);
     parameters.family = AF_INET;
     parameters.ifindex = index;
     // SAFETY: the parameters live on this stack, with their size.
@@ -192,7 +191,7 @@ pub(crate) fn route(
     l3_length: u16,
 ) -> Route {
     let mut memory = MaybeUninit::uninit();
-    let parameters = zeroed(&mut memory);
+    let FibParameters(parameters) = zeroed(&mut memory);
     parameters.family = AF_INET;
     parameters.ifindex = interface;
     parameters.__bindgen_anon_1.tot_len = l3_length;
@@ -235,7 +234,7 @@ pub(crate) fn route_ipv6(
     destination: &Ipv6Address,
 ) -> Route {
     let mut memory = MaybeUninit::uninit();
-    let parameters = zeroed(&mut memory);
+    let FibParameters(parameters) = zeroed(&mut memory);
     parameters.family = AF_INET6;
     parameters.ifindex = interface;
     parameters.__bindgen_anon_3.ipv6_src = source.0.map(Be32::raw);
@@ -262,22 +261,9 @@ pub(crate) fn route_ipv6(
 #[repr(C, align(8))]
 struct FibParameters(bpf_fib_lookup);
 
-const FIB_WORDS: usize = size_of::<FibParameters>() / size_of::<u64>();
-
-/// Makes parameters that are all zeros. The compiler would call `memset`, which is a loop over single bytes
-/// here, and takes as long as the look-up.
-#[inline(always)]
-fn zeroed(memory: &mut MaybeUninit<FibParameters>) -> &mut bpf_fib_lookup {
-    let words = memory.as_mut_ptr().cast::<u64>();
-    // SAFETY: as many words as there are, aligned; the type's fields are integers and arrays of integers, of
-    // which all zeros are valid.
-    unsafe {
-        for index in 0..FIB_WORDS {
-            words.add(index).write_volatile(0);
-        }
-        &mut memory.assume_init_mut().0
-    }
-}
+// SAFETY: `align(8)`, so its size is a multiple of that, too; integers and arrays of integers, of which all
+// zeros are valid.
+unsafe impl Zeros for FibParameters {}
 
 /// The bytes between two pointers into a packet.
 ///
