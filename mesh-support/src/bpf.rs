@@ -7,7 +7,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -138,16 +138,7 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// When there is no such pin, or the kernel refuses.
 pub fn pinned_link_interface(path: &Path) -> io::Result<u32> {
     let link = open_pin(path)?;
-    let mut info = LinkInfo::default();
-    let mut attributes = InfoByFd {
-        object: link.as_raw_fd() as u32,
-        length: size_of::<LinkInfo>() as u32,
-        info: &raw mut info as u64,
-    };
-    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
-    // bytes are a valid `LinkInfo`, and nothing else refers to it during the call.
-    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    Ok(info.interface)
+    Ok(info::<LinkInfo>(link.as_fd())?.interface)
 }
 
 /// Whether the kernel has compiled a program to machine code.
@@ -155,16 +146,7 @@ pub fn pinned_link_interface(path: &Path) -> io::Result<u32> {
 /// # Errors
 /// The kernel's refusal.
 pub fn is_jited(program: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut info = ProgramInfo::default();
-    let mut attributes = InfoByFd {
-        object: program.as_raw_fd() as u32,
-        length: size_of::<ProgramInfo>() as u32,
-        info: &raw mut info as u64,
-    };
-    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
-    // bytes are a valid `ProgramInfo`, and nothing else refers to it during the call.
-    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    Ok(info.jited_length > 0)
+    Ok(info::<ProgramInfo>(program)?.jited_length > 0)
 }
 
 /// How far a hash map has been read; starts as the default.
@@ -220,15 +202,7 @@ pub unsafe fn look_up_batch<K, V>(
 /// When there is no such pin, or the kernel refuses.
 pub fn empty_pinned_map(path: &Path) -> io::Result<()> {
     let map = open_pin(path)?;
-    let mut info = MapInfo::default();
-    let mut attributes = InfoByFd {
-        object: map.as_raw_fd() as u32,
-        length: size_of::<MapInfo>() as u32,
-        info: &raw mut info as u64,
-    };
-    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
-    // bytes are a valid `MapInfo`, and nothing else refers to it during the call.
-    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    let info = info::<MapInfo>(map.as_fd())?;
     match info.map_type {
         MAP_TYPE_ARRAY => zero(&map, &info, 1),
         MAP_TYPE_PERCPU_ARRAY => zero(&map, &info, possible_processors()?),
@@ -312,6 +286,20 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let object = unsafe { call(OBJ_GET, &mut attributes) }?;
     // SAFETY: the command returns a descriptor that it has just made.
     Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
+/// What the kernel says of an object.
+fn info<T: Info>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut info = T::default();
+    let mut attributes = InfoByFd {
+        object: object.as_raw_fd() as u32,
+        length: size_of::<T>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: the command writes up to `length` bytes to `info`, which are that of a local variable, any
+    // bytes are a valid value of it (`Info`), and nothing else refers to it during the call.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 /// Makes the system call; returns what it returned, which is not negative.
@@ -421,7 +409,13 @@ struct Batch {
 unsafe impl Attributes for Batch {}
 const _: () = assert!(size_of::<Batch>() == 56);
 
-/// The first fields of `struct bpf_prog_info`; the kernel fills as much as the caller has room for.
+/// The first fields of what the kernel says of an object; it fills as much as the caller has room for.
+///
+/// # Safety
+/// The type is `repr(C)`, and any bytes are a valid value of it.
+unsafe trait Info: Default {}
+
+/// Of `struct bpf_prog_info`.
 #[repr(C)]
 #[derive(Default)]
 struct ProgramInfo {
@@ -431,6 +425,8 @@ struct ProgramInfo {
     jited_length: u32,
     translated_length: u32,
 }
+// SAFETY: integers only.
+unsafe impl Info for ProgramInfo {}
 const _: () = assert!(size_of::<ProgramInfo>() == 24);
 
 #[repr(C)]
@@ -445,7 +441,7 @@ struct Entry {
 unsafe impl Attributes for Entry {}
 const _: () = assert!(size_of::<Entry>() == 32);
 
-/// The first fields of `struct bpf_map_info`.
+/// Of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Default)]
 struct MapInfo {
@@ -456,9 +452,11 @@ struct MapInfo {
     max_entries: u32,
     flags: u32,
 }
+// SAFETY: integers only.
+unsafe impl Info for MapInfo {}
 const _: () = assert!(size_of::<MapInfo>() == 24);
 
-/// The first fields of `struct bpf_link_info`, and of its member for XDP and for tcx.
+/// Of `struct bpf_link_info`, and of its member for XDP and for tcx.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -469,4 +467,6 @@ struct LinkInfo {
     interface: u32,
     attach_type: u32,
 }
+// SAFETY: integers only.
+unsafe impl Info for LinkInfo {}
 const _: () = assert!(size_of::<LinkInfo>() == 24);

@@ -6,7 +6,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
 use mesh_support::{at_exit, command, namespace::Namespace};
@@ -28,7 +28,7 @@ static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
 pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
     static END: Once = Once::new();
     // The nodes' cgroups outlive the process.
-    END.call_once(|| at_exit(|| nodes().clear()));
+    END.call_once(|| at_exit(end));
     let waiting = nodes().pop();
     let Idle {
         namespace,
@@ -55,7 +55,11 @@ pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
     }
 }
 
-fn nodes() -> std::sync::MutexGuard<'static, Vec<Idle>> {
+extern "C" fn end() {
+    nodes().clear();
+}
+
+fn nodes() -> MutexGuard<'static, Vec<Idle>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

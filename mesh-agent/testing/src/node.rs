@@ -114,19 +114,13 @@ impl Node {
     /// Takes back what has been applied and forgets what the programs have noted. Returns whether the node is
     /// now as it was at first.
     pub(crate) fn start_over(&mut self) -> bool {
-        if !self.is_first {
+        let Some(datapath) = self.datapath.as_mut().filter(|_| self.is_first) else {
             return false;
-        }
+        };
         let nothing = Desired::default();
-        let errors = self.datapath.as_mut().map_or(Vec::new(), |datapath| {
-            datapath.apply(&plan(&self.state, &nothing))
-        });
+        let errors = datapath.apply(&plan(&self.state, &nothing));
         self.state = nothing;
-        errors.is_empty()
-            && self
-                .datapath
-                .as_mut()
-                .is_some_and(|datapath| datapath.start_over().is_ok())
+        errors.is_empty() && datapath.start_over().is_ok()
     }
 
     fn new(object: Option<&[u8]>, flow_capacity: u32, map_sizes: Vec<(&'static str, u32)>) -> Self {

@@ -98,6 +98,17 @@ pub struct EbpfDatapath {
     maintenances: u32,
 }
 
+/// The settings until the first are applied; the rest of them is that of an earlier agent.
+fn first_config(options: &EbpfOptions, earlier: Config) -> Config {
+    Config {
+        service_address: options.service_address.into(),
+        geneve_port: Be16::new(options.geneve_port),
+        netns_cookie: options.netns_cookie,
+        inner_mtu: inner_mtu(DEFAULT_MTU),
+        ..earlier
+    }
+}
+
 impl EbpfDatapath {
     /// Loads the programs into the kernel and adopts the maps and links of an earlier agent.
     ///
@@ -154,13 +165,7 @@ impl EbpfDatapath {
         let mut maps = Maps::take(&mut programs)?;
         let monitor = Monitor::take(&mut programs, maps.cpus)?;
         let old = maps.config()?;
-        let config = Config {
-            service_address: options.service_address.into(),
-            geneve_port: Be16::new(options.geneve_port),
-            netns_cookie: options.netns_cookie,
-            inner_mtu: inner_mtu(DEFAULT_MTU),
-            ..old
-        };
+        let config = first_config(&options, old);
         let tables = Tables::adopt(&mut maps, options.flood_limit())?;
         let attachments = Attachments::adopt(pins, takeover.sources(), &options)?;
         debug!(backends = tables.backend_count(), "data path loaded");
@@ -214,13 +219,7 @@ impl EbpfDatapath {
         self.clock = Clock::starting_at(0);
         self.adopted = false;
         self.maintenances = 0;
-        self.config = Config {
-            service_address: self.config.service_address,
-            geneve_port: self.config.geneve_port,
-            netns_cookie: self.config.netns_cookie,
-            inner_mtu: inner_mtu(DEFAULT_MTU),
-            ..Config::default()
-        };
+        self.config = first_config(&self.options, Config::default());
         Ok(())
     }
 
