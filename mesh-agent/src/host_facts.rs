@@ -1,12 +1,15 @@
-//! Facts about this host that both the agent and the doctor need: where cgroup2 is mounted, and the network
-//! namespace's cookie.
+//! Facts about this host that several parts need: where cgroup2 is mounted, the network namespace's cookie,
+//! and interfaces' names.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::{
+    net::if_::if_indextoname,
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+};
 
 /// The mount point of the host's cgroup2 hierarchy, if there is one.
 ///
@@ -20,6 +23,14 @@ pub fn find_cgroup2() -> io::Result<Option<PathBuf>> {
 #[must_use]
 pub fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// The name of an interface of this thread's network namespace.
+///
+/// # Errors
+/// When there is none with this index (any more).
+pub fn interface_name(index: u32) -> nix::Result<String> {
+    if_indextoname(index).map(|name| name.to_string_lossy().into_owned())
 }
 
 /// The cookie of this thread's network namespace.

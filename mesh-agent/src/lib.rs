@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod discovery;
 pub mod docker;
 pub mod doctor;
+mod first_few;
 pub mod health;
 pub mod host_facts;
 pub mod mesh0;

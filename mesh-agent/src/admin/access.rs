@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::View;
-use crate::model::{PolicyRule, Prefix, Service, ServiceEntry, ServiceKey};
+use crate::{
+    first_few::first_few,
+    model::{PolicyRule, Prefix, Service, ServiceEntry, ServiceKey},
+};
 
 /// A line names so many addresses or prefixes.
 const SHOWN: usize = 8;
@@ -102,19 +105,7 @@ fn clients(name: &str, service: &Service) -> Option<String> {
 }
 
 fn shown(texts: impl Iterator<Item = String>, separator: &str) -> String {
-    let texts: Vec<_> = texts.collect();
-    let more = texts.len().saturating_sub(SHOWN);
-    let first = texts
-        .iter()
-        .take(SHOWN)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(separator);
-    if more == 0 {
-        first
-    } else {
-        format!("{first} and {more} more")
-    }
+    first_few(texts, SHOWN, separator)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What of the kernel's forwarding an operator has to know: from the agent's view. Pure.
 
 use super::View;
+use crate::first_few::first_few;
 
 /// A line names so many interfaces.
 const SHOWN: usize = 4;
@@ -9,16 +10,11 @@ const SHOWN: usize = 4;
 #[must_use]
 pub(crate) fn forwarding_line(view: &View) -> Option<String> {
     let all = &view.not_forwarding;
-    let shown: Vec<_> = all.iter().take(SHOWN).map(String::as_str).collect();
-    let more = match all.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    (!shown.is_empty()).then(|| {
+    (!all.is_empty()).then(|| {
         format!(
-            "the kernel does not forward IPv4 on {}{more}, so answers to clients are lost: set net.ipv4.ip_forward to 1, and \
+            "the kernel does not forward IPv4 on {}, so answers to clients are lost: set net.ipv4.ip_forward to 1, and \
              see which file in /etc/sysctl.d sets it to 0",
-            shown.join(", ")
+            first_few(all, SHOWN, ", ")
         )
     })
 }

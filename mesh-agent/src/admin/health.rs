@@ -1,7 +1,9 @@
 //! What of the health checks an operator has to know: from the agent's view. Pure.
 
+use std::collections::BTreeMap;
+
 use super::View;
-use crate::model::{ServiceKey, desired::failing_open};
+use crate::model::{ServiceEntry, ServiceId, ServiceKey, desired::failing_open};
 
 /// A line names so many replicas.
 const SHOWN: usize = 8;
@@ -50,36 +52,35 @@ pub(super) const OUT_OF_REACH: &str = "no bridge of its node leads to its contai
 
 /// The services with replicas that the mesh cannot reach on their own nodes, and how many those are.
 #[must_use]
-pub fn out_of_reach(view: &View) -> Vec<(ServiceKey, usize)> {
+pub fn out_of_reach(view: &View) -> Vec<(ServiceKey, &ServiceEntry, usize)> {
     let checks = view.checks();
+    let mut counts: BTreeMap<&ServiceId, usize> = BTreeMap::new();
+    for (id, task) in &view.source.cluster.tasks {
+        if checks.is_out_of_reach(id) {
+            *counts.entry(&task.service).or_default() += 1;
+        }
+    }
     let services = view.desired.services.iter();
     services
-        .filter_map(|(key, service)| {
-            let tasks = view.source.cluster.tasks.iter();
-            let count = tasks
-                .filter(|(id, task)| task.service == service.id && checks.is_out_of_reach(id))
-                .count();
-            (count > 0).then_some((*key, count))
-        })
+        .filter_map(|(key, service)| Some((*key, service, *counts.get(&service.id)?)))
         .collect()
 }
 
 /// One line for each of them.
 #[must_use]
 pub fn out_of_reach_lines(view: &View) -> Vec<String> {
-    let line = |(key, count)| {
-        let service = view.desired.services.get(&key)?;
+    let line = |(key, service, count): (ServiceKey, &ServiceEntry, usize)| {
         let left = if service.active.is_empty() {
             "; the port is left to Docker's own mesh"
         } else {
             ""
         };
-        Some(format!(
+        format!(
             "the mesh cannot reach {count} of the replicas of {} ({key}): {OUT_OF_REACH}{left}",
             service.name
-        ))
+        )
     };
-    out_of_reach(view).into_iter().filter_map(line).collect()
+    out_of_reach(view).into_iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -7,10 +7,12 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::net::if_::if_indextoname;
 
 use super::{bridges, route_to::interfaces_of};
-use crate::datapath::netlink::{Connection, Message, NetlinkError};
+use crate::{
+    datapath::netlink::{Connection, Message, NetlinkError},
+    host_facts::interface_name,
+};
 
 /// The interfaces that default routes of either IP version lead out of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,10 +120,10 @@ pub fn default_route_interfaces() -> Result<BTreeSet<String>, NetlinkError> {
         }
     }
     // An interface may be gone by now.
-    let name_of = |index| Some(if_indextoname(index).ok()?.to_string_lossy().into_owned());
     let bridges = bridges()?;
-    let is_bridge = |index| name_of(index).is_some_and(|name| bridges.contains(&name));
-    Ok(interfaces.uplinks(is_bridge).filter_map(name_of).collect())
+    let is_bridge = |index| interface_name(index).is_ok_and(|name| bridges.contains(&name));
+    let uplinks = interfaces.uplinks(is_bridge);
+    Ok(uplinks.filter_map(|index| interface_name(index).ok()).collect())
 }
 
 #[cfg(test)]

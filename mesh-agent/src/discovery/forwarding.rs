@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use nix::net::if_::if_indextoname;
+use crate::host_facts::interface_name;
 
 /// Those of the interfaces on which it does not, by name. `sysctls` is the folder of the kernel's settings.
 /// An interface without settings does not count: it may be gone, or its settings cannot be seen here.
@@ -12,9 +12,7 @@ pub fn not_forwarding(
     uplinks: impl Iterator<Item = String>,
     containers: &BTreeSet<u32>,
 ) -> BTreeSet<String> {
-    let containers = containers
-        .iter()
-        .filter_map(|index| Some(if_indextoname(*index).ok()?.to_string_lossy().into_owned()));
+    let containers = containers.iter().filter_map(|index| interface_name(*index).ok());
     let conf = sysctls.join("net/ipv4/conf");
     uplinks
         .chain(containers)

@@ -5,9 +5,12 @@ use std::fmt;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::datapath::netlink::{
-    Connection, Message, NetlinkError,
-    attributes::{find, text},
+use crate::{
+    datapath::netlink::{
+        Connection, Message, NetlinkError,
+        attributes::{find, text},
+    },
+    first_few::first_few,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`, and its request for chains.
@@ -54,17 +57,11 @@ fn sentence(chains: &[Chain]) -> Option<String> {
     let is_ours = |chain: &Chain| chain.family == IPV4 && KNOWN.contains(&chain.table.as_str());
     let decides = |chain: &&Chain| (chain.drops || chain.rules > 0) && !is_ours(chain);
     let unread: Vec<String> = chains.iter().filter(decides).map(Chain::to_string).collect();
-    let more = unread.len().saturating_sub(SHOWN);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
     (!unread.is_empty()).then(|| {
         format!(
-            "Limit: what {}{more} keeps out of forwarded packets comes in to published ports, which the mesh delivers \
+            "Limit: what {} keeps out of forwarded packets comes in to published ports, which the mesh delivers \
              before netfilter. Rules in DOCKER-USER and in the setting policy hold for them.",
-            unread[..unread.len().min(SHOWN)].join(", ")
+            first_few(&unread, SHOWN, ", ")
         )
     })
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Check, Outcome};
-use crate::{datapath::DatapathKind, model::NodeDatapath, probes::PeerLiveness};
+use crate::{datapath::DatapathKind, first_few::first_few, model::NodeDatapath, probes::PeerLiveness};
 
 /// A list of nodes names so many.
 const NAMED: usize = 8;
@@ -237,14 +237,8 @@ pub(super) fn count(nodes: usize) -> String {
 
 /// The first few, and how many more there are.
 pub(super) fn listed(names: &[String]) -> String {
-    let shown: BTreeSet<_> = names.iter().map(String::as_str).collect();
-    let more = shown.len().saturating_sub(NAMED);
-    let text = shown.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
-    if more > 0 {
-        format!("{text} and {more} more")
-    } else {
-        text
-    }
+    let distinct: BTreeSet<_> = names.iter().collect();
+    first_few(distinct, NAMED, ", ")
 }
 
 #[cfg(test)]

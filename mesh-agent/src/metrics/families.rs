@@ -164,14 +164,9 @@ fn services(view: &View, counters: &Counters) -> Vec<MetricFamily> {
         "Replicas of the service that the mesh cannot reach, as no bridge of their node leads to their container. Absent \
          for services without such replicas.",
     );
-    for (key, count) in health::out_of_reach(view) {
-        if let Some(service) = view.desired.services.get(&key) {
-            sample(
-                &mut out_of_reach,
-                service_labels(key, &service.name),
-                count as u64,
-            );
-        }
+    for (key, service, count) in health::out_of_reach(view) {
+        let labels = service_labels(key, &service.name);
+        sample(&mut out_of_reach, labels, count as u64);
     }
     let mut not_forwarding = gauge(
         "mesh_interfaces_not_forwarding",

@@ -13,9 +13,10 @@ use aya::programs::{
     xdp::XdpLink,
 };
 use mesh_support::bpf;
-use nix::net::if_::{if_indextoname, if_nameindex};
+use nix::net::if_::if_nameindex;
 
 use super::{super::DatapathError, failed};
+use crate::host_facts;
 
 /// Priority and handle of our clsact filters: fixed, so that an agent finds those of an earlier one.
 const CLSACT_PRIORITY: u16 = 0x4d53;
@@ -267,8 +268,7 @@ pub(super) fn sweep_clsact(
 
 /// The name of an interface of this network namespace.
 pub(super) fn interface_name(index: u32) -> Result<String, DatapathError> {
-    if_indextoname(index)
-        .map(|name| name.to_string_lossy().into_owned())
+    host_facts::interface_name(index)
         .map_err(|error| failed(format!("find the interface with index {index}"), error))
 }
 

@@ -23,7 +23,6 @@ use mesh_ebpf::{
     parse::{Unparsed, parse},
     tunnel,
 };
-use nix::net::if_::if_indextoname;
 
 use super::{
     super::{
@@ -37,7 +36,7 @@ use super::{
     mapped,
     maps::{Maps, take},
 };
-use crate::model::BackendKey;
+use crate::{host_facts::interface_name, model::BackendKey};
 
 /// How many reports the processors make in a second, about, all together.
 const REPORTS_PER_SECOND: u64 = 2_048;
@@ -181,10 +180,7 @@ fn observation(
         reason,
         tuple,
         backend: backend(backends, raw.backend, raw.generation),
-        interface: if_indextoname(raw.interface).map_or_else(
-            |_| raw.interface.to_string(),
-            |name| name.to_string_lossy().into_owned(),
-        ),
+        interface: interface_name(raw.interface).unwrap_or_else(|_| raw.interface.to_string()),
         length: raw.length,
         head: frame.into_bytes(),
         headers: headers.min(captured),
